@@ -1,0 +1,50 @@
+"""Write a corpus as a whole or not at all, and tell whether it has been written already."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wheels import CorpusError, sha256_of
+
+
+def write_corpus(files: Mapping[str, Sequence[str]], out: Path, manifest: dict[str, Any]) -> None:
+    """Replace out/raw by `files` and write out/corpus.json last; nothing is left half-written."""
+    raw, manifest_path = out / "raw", out / "corpus.json"
+    if raw.exists() and not manifest_path.exists():
+        raise CorpusError(
+            f"{raw} was not written by this script; remove it or choose another --out"
+        )
+    with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
+        fresh, old = Path(scratch) / "raw", Path(scratch) / "old"
+        fresh.mkdir()
+        for name, lines in files.items():
+            text = "".join(f"{line}\n" for line in lines)
+            (fresh / name).write_text(text, encoding="utf-8", newline="\n")
+        manifest["files"] = {
+            name: {"lines": len(files[name]), "sha256": sha256_of(fresh / name)}
+            for name in sorted(files)
+        }
+        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+        (Path(scratch) / "corpus.json").write_text(text, encoding="utf-8")
+        if raw.exists():
+            os.rename(raw, old)
+        os.rename(fresh, raw)
+        os.replace(Path(scratch) / "corpus.json", manifest_path)
+
+
+def is_finished(out: Path, arguments: Mapping[str, Any]) -> bool:
+    """Whether out/corpus.json names these arguments and every file has its recorded checksum."""
+    try:
+        manifest = json.loads((out / "corpus.json").read_text(encoding="utf-8"))
+        same = manifest["arguments"] == arguments
+        return same and all(
+            sha256_of(out / "raw" / name) == file["sha256"]
+            for name, file in manifest["files"].items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False

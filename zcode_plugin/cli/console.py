@@ -1,0 +1,59 @@
+"""What the verbs print: one line a step, tables, and a near word for a mistyped one."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+
+class Step:
+    """A step under way; `detail` is what its line ends with."""
+
+    def __init__(self) -> None:
+        self.detail = ""
+
+
+@contextmanager
+def step(title: str) -> Iterator[Step]:
+    """Print `title ... DETAIL (SECONDS s)`, the first half before the work and the rest after."""
+    print(f"{title} ... ", end="", flush=True)
+    started = time.monotonic()
+    current = Step()
+    try:
+        yield current
+    except BaseException:
+        print("failed", flush=True)
+        raise
+    print(f"{current.detail} ({time.monotonic() - started:.1f} s)", flush=True)
+
+
+def count(number: int, noun: str) -> str:
+    """`1 pair`, `2,500 pairs`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def format_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns as wide as their widest cell; the first row is the header.
+
+    Args:
+        rows: header and body, all of one length.
+        left: how many columns, from the first, are flush left; the others are flush right.
+    """
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(lines)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest of `known`, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,0 +1,151 @@
+"""`zcode VERB ...`: finds the verb's module, parses its arguments and reports users' errors."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn, Protocol, cast
+
+from zcode_plugin.cli.console import suggestion
+from zcode_plugin.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 128 + signal.SIGINT
+EXIT_TERMINATED = 128 + signal.SIGTERM
+
+
+class VerbModule(Protocol):
+    """What a module of this package offers to be a verb."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare description, arguments and an example (`parser.epilog`).
+
+        A verb that hands on what follows `--` sets the default `extra=[]`.
+        """
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work; the exit code. Raises UserError for what the user can mend."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """An entry of the registry; its module is imported only when the verb is called."""
+
+    name: str
+    summary: str
+
+    def load(self) -> VerbModule:
+        """Import `zcode_plugin.cli.NAME`."""
+        return cast(VerbModule, importlib.import_module(f"zcode_plugin.cli.{self.name}"))
+
+
+VERBS = (
+    Verb("prepare", "raw text to SentencePiece model, shared dictionary and binarised data"),
+    Verb("merge", "the files of all ranks to one checkpoint for fairseq-generate"),
+    Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
+    Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
+)
+
+USAGE = """usage: zcode VERB [ARGUMENTS]   (zcode VERB --help says more)
+
+Commands around stock fairseq for Mixture-of-Experts translation models.
+
+{verbs}
+
+example:
+  zcode prepare --raw text/ --out data/
+  fairseq-train data/ --user-dir zcode_plugin --task multitask_multilingual ...
+  zcode merge checkpoints/checkpoint_last-rank-0.pt
+  zcode evaluate data/ --path checkpoints/checkpoint_last.pt
+"""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Reports a mistake as one UserError instead of the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(message)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0 good, 1 problems found, 2 a user's error)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    signal.signal(signal.SIGTERM, _terminate)
+    name = "zcode"
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(_usage(), end="", file=sys.stdout if arguments else sys.stderr)
+            return 0 if arguments else EXIT_USER_ERROR
+        verb = _find_verb(arguments[0])
+        name = f"zcode {verb.name}"
+        module = verb.load()
+        return module.run(_parse(module, name, arguments[1:]))
+    except UserError as error:
+        print(f"{name}: error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # `zcode ... | head`: nobody reads on, which is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    # As an exception, so that what is half-written is removed on the way out.
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _usage() -> str:
+    width = max(len(verb.name) for verb in VERBS)
+    return USAGE.format(verbs="\n".join(f"  {v.name:<{width}}  {v.summary}" for v in VERBS))
+
+
+def _find_verb(name: str) -> Verb:
+    for verb in VERBS:
+        if verb.name == name:
+            return verb
+    known = [verb.name for verb in VERBS]
+    near = suggestion(name, known) or f"; the verbs are {', '.join(known)}"
+    raise UserError(f"unknown verb {name!r}{near}")
+
+
+def _parse(module: VerbModule, name: str, argv: list[str]) -> argparse.Namespace:
+    parser = OneLineParser(
+        prog=name,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
+            prog, max_help_position=30, width=100
+        ),
+    )
+    module.add_arguments(parser)
+    extra: list[str] = []
+    takes_extra = parser.get_default("extra") is not None
+    if "--" in argv and takes_extra:
+        cut = argv.index("--")
+        argv, extra = argv[:cut], argv[cut + 1 :]
+    _check_flags(parser, argv)
+    args = parser.parse_args(argv)
+    if takes_extra:
+        args.extra = extra
+    return args
+
+
+def _check_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> None:
+    """Refuse unknown flags first: argparse would complain about what is missing instead."""
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    for word in argv:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and len(flag) > 2 and flag not in known:
+            near = suggestion(flag, known) or f"; `{parser.prog} --help` lists the flags"
+            raise UserError(f"unknown flag {flag}{near}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

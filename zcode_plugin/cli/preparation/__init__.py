@@ -1,0 +1,1 @@
+"""The parts of `zcode prepare`: finding files, reading text, subwords, binarising, the manifest."""

@@ -1,0 +1,183 @@
+"""The fairseq criterion `multitask_summed_loss`."""
+
+# No postponed annotations: fairseq builds its parser from the types of the fields.
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fairseq import metrics, utils
+from fairseq.criterions import FairseqCriterion, register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from fairseq.dataclass import FairseqDataclass
+from fairseq.tasks import FairseqTask
+from torch import Tensor
+
+from zcode_plugin.data.objectives import Objective
+from zcode_plugin.moe.stats import LayerStats, log_values, reduce_log
+
+
+@dataclass
+class MultitaskSummedLossConfig(FairseqDataclass):
+    """Flags of the criterion."""
+
+    label_smoothing: float = field(
+        default=0.0, metadata={"help": "epsilon of label smoothing; 0 for none"}
+    )
+    moe_gate_loss_wt: float = field(
+        default=0.01,
+        metadata={"help": "weight of the load balance loss, which is 1 for a balanced layer"},
+    )
+    moe_z_loss_wt: float = field(
+        default=0.0,
+        metadata={"help": "weight of the router z-loss; ST-MoE uses 0.001"},
+    )
+
+
+@register_criterion("multitask_summed_loss", dataclass=MultitaskSummedLossConfig)
+class MultitaskSummedLoss(FairseqCriterion):
+    """Sum over objectives of weight x mean loss per target, plus the losses of the gates.
+
+    The mean of an objective is over the targets of all ranks. Gate losses are means over layers
+    and, over ranks and micro-batches, means weighted by the targets of the first objective; those
+    of all objectives' passes are added.
+
+    In the logs, in bits per target: `loss` (the weighted sum, without gate losses), `nll_loss` and
+    `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each.
+
+    Attributes:
+        normalizers: factor of each objective's summed loss, see `zcode_plugin.parallel.objectives`;
+            the task sets it for each training batch.
+    """
+
+    def __init__(
+        self,
+        task: FairseqTask,
+        label_smoothing: float = 0.0,
+        moe_gate_loss_wt: float = 0.01,
+        moe_z_loss_wt: float = 0.0,
+    ):
+        super().__init__(task)
+        self.eps = label_smoothing
+        self.gate_loss_wt = moe_gate_loss_wt
+        self.z_loss_wt = moe_z_loss_wt
+        self.objectives = getattr(task, "objectives", (Objective("mt", 1.0),))
+        self.normalizers: dict[str, float] = {}
+
+    def forward(
+        self, model: Any, sample: dict[str, Any], reduce: bool = True
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Loss to be divided by the sample size, the sample size, and what is logged.
+
+        Args:
+            model: returns (output, extra), `moe_stats` among the extras where it has experts.
+            sample: a batch for each objective by name, or one plain translation batch.
+        """
+        batches = {"mt": sample} if "net_input" in sample else sample
+        logs: dict[str, Any] = _empty_log(self.objectives)
+        losses, stats = [], []
+        for objective in self.objectives:
+            if objective.name not in batches:
+                continue
+            batch = batches[objective.name]
+            loss, nll_loss, layers = self._objective_loss(model, batch)
+            factor = objective.weight * self.normalizers.get(objective.name, 1.0)
+            losses.append(factor * loss)
+            stats.append(layers)
+            _log_objective(logs, objective, batch, loss, nll_loss)
+        sample_size = next(
+            batches[item.name]["ntokens"] for item in self.objectives if item.name in batches
+        )
+        total = torch.stack(losses).sum() + sample_size * self._gate_losses(stats)
+        for name, value in log_values([layer for part in stats for layer in part]).items():
+            logs[name] = value
+        logs["sample_size"] = sample_size
+        return total, sample_size, logs
+
+    def _objective_loss(
+        self, model: Any, batch: dict[str, Any]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Summed losses of one pass (smoothed, plain), and the statistics of its MoE layers."""
+        output = model(**batch["net_input"])
+        lprobs = model.get_normalized_probs(output, log_probs=True)
+        target = model.get_targets(batch, output)
+        loss, nll_loss = label_smoothed_nll_loss(
+            lprobs.view(-1, lprobs.size(-1)),
+            target.view(-1),
+            self.eps,
+            ignore_index=self.padding_idx,
+        )
+        return loss, nll_loss, list(output[1].get("moe_stats", {}).values())
+
+    def _gate_losses(self, passes: list[list[Tensor]]) -> Tensor:
+        """Weighted balance and z-loss: mean over the layers of a pass, sum over passes."""
+        total = torch.zeros(())
+        for layers in passes:
+            for vector in layers:
+                stats = LayerStats.unpack(vector)
+                loss = self.gate_loss_wt * stats.balance_loss + self.z_loss_wt * stats.z_loss
+                total = total.to(loss.device) + loss / len(layers)
+        return total
+
+    @classmethod
+    def reduce_metrics(cls, logging_outputs: list[dict[str, Any]]) -> None:
+        """Log means over all ranks and micro-batches."""
+        sums = {
+            key: sum(utils.item(log.get(key, 0)) for log in logging_outputs)
+            for key in {key for log in logging_outputs for key in log}
+        }
+        names = [key[: -len("_nll_loss")] for key in sums if key.endswith("_nll_loss")]
+        names = sorted(names, key=lambda name: sums[f"{name}_place"])
+        for name in names:
+            tokens = sums[f"{name}_ntokens"]
+            if tokens:
+                for kind in ("loss", "nll_loss"):
+                    bits = sums[f"{name}_{kind}"] / tokens / math.log(2)
+                    metrics.log_scalar(f"{name}_{kind}", bits, tokens, round=3)
+                weight = sums[f"{name}_weight"] / tokens
+                metrics.log_scalar(f"_{name}_weight", weight, tokens)
+        metrics.log_derived("loss", lambda meters: _weighted_sum(meters, names), priority=0)
+        metrics.log_derived("nll_loss", lambda meters: _first(meters, names), priority=1)
+        metrics.log_derived(
+            "ppl", lambda meters: utils.get_perplexity(_first(meters, names)), priority=2
+        )
+        if "moe_layer_tokens" in sums:
+            for name, value in reduce_log(sums).items():
+                metrics.log_scalar(name, value, sums["moe_layer_tokens"], round=3)
+
+    @staticmethod
+    def logging_outputs_can_be_summed() -> bool:
+        """True: all ranks log the same keys, and all values are sums."""
+        return True
+
+
+def _empty_log(objectives: tuple[Objective, ...]) -> dict[str, Any]:
+    """Every key that any rank may log: ranks add up their logs key by key."""
+    logs: dict[str, Any] = {"ntokens": 0, "nsentences": 0}
+    for place, objective in enumerate(objectives):
+        for kind in ("loss", "nll_loss", "ntokens", "weight"):
+            logs[f"{objective.name}_{kind}"] = 0
+        logs[f"{objective.name}_place"] = place
+    return logs
+
+
+def _log_objective(
+    logs: dict[str, Any], objective: Objective, batch: dict[str, Any], loss: Tensor, nll: Tensor
+) -> None:
+    logs[f"{objective.name}_loss"] = loss.detach()
+    logs[f"{objective.name}_nll_loss"] = nll.detach()
+    logs[f"{objective.name}_ntokens"] = batch["ntokens"]
+    logs[f"{objective.name}_weight"] = objective.weight * batch["ntokens"]
+    logs["ntokens"] += batch["ntokens"]
+    logs["nsentences"] += batch["target"].size(0)
+
+
+def _weighted_sum(meters: Any, names: list[str]) -> float:
+    present = [name for name in names if f"{name}_loss" in meters]
+    total = sum(meters[f"_{name}_weight"].avg * meters[f"{name}_loss"].avg for name in present)
+    return round(float(total), 3)
+
+
+def _first(meters: Any, names: list[str]) -> float:
+    present = [name for name in names if f"{name}_nll_loss" in meters]
+    return float(meters[f"{present[0]}_nll_loss"].avg) if present else float("nan")

@@ -1,0 +1,1 @@
+"""Objectives, languages, sampling, noise and batches of multitask multilingual training."""

@@ -1,0 +1,132 @@
+"""Corpora of one direction or language, with language tokens in their places."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from fairseq.data import Dictionary, PrependTokenDataset, data_utils
+from torch import Tensor
+
+from zcode_plugin.data.noise import Noise
+from zcode_plugin.errors import UserError
+
+Example = dict[str, Tensor]
+
+
+class Corpus(Protocol):
+    """Rows of sentence pairs."""
+
+    name: str
+    src_sizes: np.ndarray
+    tgt_sizes: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def example(self, row: int, key: tuple[int, ...]) -> Example:
+        """`source` and `target` of a row; `key` seeds whatever is drawn for it."""
+        ...
+
+
+def load_tokens(
+    prefix: Path, lang: str, dictionary: Dictionary, impl: str | None
+) -> torch.utils.data.Dataset:
+    """Binarised sentences, memory-mapped where the file allows.
+
+    Raises:
+        UserError: the file is missing or cannot be read.
+    """
+    path = f"{prefix}{lang}"
+    try:
+        dataset = data_utils.load_indexed_dataset(path, dictionary, impl)
+    except (OSError, ValueError, AssertionError, EOFError) as error:
+        raise UserError(f"cannot read {path}.idx: {error}; run fairseq-preprocess again") from None
+    if dataset is None or len(dataset) == 0:
+        raise UserError(f"{path}.bin holds no sentences: run fairseq-preprocess again")
+    return dataset
+
+
+def prepend(dataset: torch.utils.data.Dataset, token: int | None) -> torch.utils.data.Dataset:
+    """The dataset with a token before each sentence, if there is one."""
+    return dataset if token is None else PrependTokenDataset(dataset, token)
+
+
+@dataclass
+class ParallelCorpus:
+    """Sentence pairs of one direction; [langtok] tokens eos on both sides."""
+
+    name: str
+    source: torch.utils.data.Dataset
+    target: torch.utils.data.Dataset
+
+    def __post_init__(self) -> None:
+        if len(self.source) != len(self.target):  # type: ignore[arg-type]
+            raise UserError(
+                f"{self.name}: {len(self.source)} source and "  # type: ignore[arg-type]
+                f"{len(self.target)} target sentences; "  # type: ignore[arg-type]
+                "binarise both sides from the same lines"
+            )
+        self.src_sizes = np.asarray(self.source.sizes)  # type: ignore[attr-defined]
+        self.tgt_sizes = np.asarray(self.target.sizes)  # type: ignore[attr-defined]
+
+    def __len__(self) -> int:
+        return len(self.src_sizes)
+
+    def example(self, row: int, key: tuple[int, ...]) -> Example:
+        return {"source": self.source[row], "target": self.target[row]}
+
+
+@dataclass
+class DenoisingCorpus:
+    """Sentences of one language: the source is noised, the target is not.
+
+    Attributes:
+        tokens: sentences with eos and without language token.
+        source_token, target_token: language tokens to be prepended, or None.
+        starts_word: bool over the vocabulary, see `Noise.apply`.
+        mask, eos: indices of these symbols.
+    """
+
+    name: str
+    tokens: torch.utils.data.Dataset
+    noise: Noise
+    starts_word: np.ndarray
+    mask: int
+    eos: int
+    source_token: int | None = None
+    target_token: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = np.asarray(self.tokens.sizes)  # type: ignore[attr-defined]
+        # Noise never lengthens a sentence.
+        self.src_sizes = sizes + (self.source_token is not None)
+        self.tgt_sizes = sizes + (self.target_token is not None)
+
+    def __len__(self) -> int:
+        return len(self.tgt_sizes)
+
+    def example(self, row: int, key: tuple[int, ...]) -> Example:
+        tokens = self.tokens[row].numpy().astype(np.int64)
+        body = tokens[:-1] if len(tokens) and tokens[-1] == self.eos else tokens
+        noised = self.noise.apply(body, self.starts_word, self.mask, np.random.default_rng(key))
+        return {
+            "source": _sentence(noised, self.source_token, self.eos),
+            "target": _sentence(body, self.target_token, self.eos),
+        }
+
+
+def _sentence(body: np.ndarray, first: int | None, eos: int) -> Tensor:
+    before = [] if first is None else [first]
+    return torch.from_numpy(np.concatenate((before, body, [eos])).astype(np.int64))
+
+
+def word_starts(dictionary: Dictionary) -> np.ndarray:
+    """bool over the vocabulary: which symbols begin a word.
+
+    SentencePiece marks them with U+2581; without any such mark every symbol is a word.
+    """
+    marked = np.array([symbol.startswith("\u2581") for symbol in dictionary.symbols])
+    return marked if marked.any() else np.ones(len(dictionary), dtype=bool)

@@ -1,0 +1,210 @@
+"""Batches that hold a part for each objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from fairseq.data import FairseqDataset, data_utils
+
+from zcode_plugin.data.corpora import Corpus, Example
+from zcode_plugin.data.sampling import draw_rows, split_total, temperature_ratios
+
+# An index says which objective, which repetition within the epoch, and which example: a repeated
+# example gets fresh noise.
+_OBJECTIVE_SHIFT, _REPEAT_SHIFT = 48, 32
+_ROW_MASK = (1 << _REPEAT_SHIFT) - 1
+
+
+@dataclass
+class Stream:
+    """All corpora of one objective, and the examples of the current epoch drawn from them.
+
+    Attributes:
+        name: the objective.
+        corpora: one for each direction or language.
+        temperature: of the sampling; None takes every row once, in order.
+    """
+
+    name: str
+    corpora: Sequence[Corpus]
+    temperature: float | None
+    corpus_of: np.ndarray = field(init=False)
+    row_of: np.ndarray = field(init=False)
+    src_sizes: np.ndarray = field(init=False)
+    tgt_sizes: np.ndarray = field(init=False)
+
+    def draw(self, seed: int, epoch: int) -> None:
+        """Draw the examples of an epoch: as many as the corpora hold together."""
+        sizes = [len(corpus) for corpus in self.corpora]
+        counts = np.array(sizes)
+        if self.temperature is not None:
+            counts = split_total(sum(sizes), temperature_ratios(sizes, self.temperature))
+        rows = [
+            draw_rows(size, int(count), np.random.default_rng((seed, epoch, number)))
+            for number, (size, count) in enumerate(zip(sizes, counts, strict=True))
+        ]
+        self.row_of = np.concatenate(rows)
+        self.corpus_of = np.repeat(np.arange(len(rows)), counts)
+        self.src_sizes = self._gather("src_sizes", rows)
+        self.tgt_sizes = self._gather("tgt_sizes", rows)
+
+    def _gather(self, name: str, rows: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(
+            [getattr(corpus, name)[part] for corpus, part in zip(self.corpora, rows, strict=True)]
+        )
+
+    def example(self, index: int, key: tuple[int, ...]) -> Example:
+        corpus = self.corpora[self.corpus_of[index]]
+        return corpus.example(int(self.row_of[index]), (*key, index))
+
+
+class MultitaskDataset(FairseqDataset):
+    """Examples of several objectives; a training batch holds a part of each.
+
+    A collated batch maps the name of each objective in it to a batch as fairseq's
+    `LanguagePairDataset` collates it, in the fixed order of the objectives.
+
+    Args:
+        streams: one for each objective, in the fixed order; the first one's size is the epoch's.
+        collate: makes a batch from a list of examples.
+        seed: of sampling, shuffling and noise, together with the epoch.
+        joint: True for training. False puts each objective's batches after another (validation).
+    """
+
+    def __init__(
+        self,
+        streams: Sequence[Stream],
+        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        *,
+        seed: int,
+        joint: bool,
+    ):
+        super().__init__()
+        self.streams = list(streams)
+        self.collate = collate
+        self.seed = seed
+        self.joint = joint
+        self.epoch = 0
+        self.set_epoch(1)
+
+    @property
+    def can_reuse_epoch_itr_across_epochs(self) -> bool:
+        return not self.joint
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the examples of an epoch; the same ones whenever it is the same epoch."""
+        if epoch == self.epoch:
+            return
+        self.epoch = epoch
+        for number, stream in enumerate(self.streams):
+            stream.draw(self.seed + number, epoch)
+
+    def __len__(self) -> int:
+        return sum(len(stream.row_of) for stream in self.streams)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, repeat, row = _unpack(int(index))
+        key = (self.seed, self.epoch, number, repeat)
+        return {"id": row, "objective": number, **self.streams[number].example(row, key)}
+
+    def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            stream.name: self.collate(part)
+            for number, stream in enumerate(self.streams)
+            if (part := [sample for sample in samples if sample["objective"] == number])
+        }
+
+    def size(self, index: int) -> tuple[int, int]:
+        number, _, row = _unpack(int(index))
+        stream = self.streams[number]
+        return int(stream.src_sizes[row]), int(stream.tgt_sizes[row])
+
+    def num_tokens(self, index: int) -> int:
+        return max(self.size(index))
+
+    @property
+    def supports_prefetch(self) -> bool:
+        return False
+
+    def ordered_indices(self) -> np.ndarray:
+        """Objective by objective, short sentences first, equal ones in random order."""
+        parts = []
+        for number, stream in enumerate(self.streams):
+            order = np.random.default_rng((self.seed, self.epoch, number)).permutation(
+                len(stream.row_of)
+            )
+            order = order[np.argsort(stream.tgt_sizes[order], kind="stable")]
+            order = order[np.argsort(stream.src_sizes[order], kind="stable")]
+            parts.append(order + (number << _OBJECTIVE_SHIFT))
+        return np.concatenate(parts)
+
+    def filter_indices_by_size(
+        self, indices: np.ndarray, max_sizes: Any
+    ) -> tuple[np.ndarray, list[int]]:
+        """Split into those within `max_sizes` (source, target) and those beyond."""
+        if max_sizes is None:
+            return indices, []
+        longest = max_sizes if isinstance(max_sizes, (tuple, list)) else (max_sizes, max_sizes)
+        keep = np.ones(len(indices), dtype=bool)
+        for number, stream in enumerate(self.streams):
+            mine = indices >> _OBJECTIVE_SHIFT == number
+            rows = indices[mine] & _ROW_MASK
+            keep[mine] = (stream.src_sizes[rows] <= longest[0]) & (
+                stream.tgt_sizes[rows] <= longest[1]
+            )
+        return indices[keep], indices[~keep].tolist()
+
+    def batch_by_size(
+        self,
+        indices: np.ndarray,
+        max_tokens: int | None = None,
+        max_sentences: int | None = None,
+        required_batch_size_multiple: int = 1,
+    ) -> list[np.ndarray]:
+        """Batches of each objective within the limits; joint ones side by side.
+
+        The first objective's batches make the epoch; those of the others are repeated or cut.
+        """
+        per_objective = []
+        for number, stream in enumerate(self.streams):
+            mine = indices[indices >> _OBJECTIVE_SHIFT == number]
+            rows = mine & _ROW_MASK
+            lengths = np.maximum(stream.src_sizes[rows], stream.tgt_sizes[rows])
+            places = data_utils.batch_by_size(
+                np.arange(len(mine), dtype=np.int64),
+                num_tokens_fn=None,
+                num_tokens_vec=lengths.astype(np.int64),
+                max_tokens=max_tokens,
+                max_sentences=max_sentences,
+                required_batch_size_multiple=required_batch_size_multiple,
+            )
+            per_objective.append([mine[place] for place in places])
+        if not self.joint:
+            return [batch for batches in per_objective for batch in batches]
+        return self._side_by_side(per_objective)
+
+    def _side_by_side(self, per_objective: list[list[np.ndarray]]) -> list[np.ndarray]:
+        rng = np.random.default_rng((self.seed, self.epoch, len(self.streams)))
+        length = len(per_objective[0])
+        columns = []
+        for batches in per_objective:
+            if not batches:
+                return []
+            order = rng.permutation(len(batches))
+            columns.append(
+                [
+                    batches[order[step % len(batches)]]
+                    + (step // len(batches) << _REPEAT_SHIFT)
+                    for step in range(length)
+                ]
+            )
+        return [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+
+
+def _unpack(index: int) -> tuple[int, int, int]:
+    """(objective, repetition, example) of an index."""
+    repeat = (index >> _REPEAT_SHIFT) & ((1 << (_OBJECTIVE_SHIFT - _REPEAT_SHIFT)) - 1)
+    return index >> _OBJECTIVE_SHIFT, repeat, index & _ROW_MASK

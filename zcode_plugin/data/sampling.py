@@ -1,0 +1,34 @@
+"""How often each corpus is seen: temperature sampling without copies of any data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def temperature_ratios(sizes: Sequence[int], temperature: float) -> np.ndarray:
+    """Shares proportional to size^(1/T): T = 1 keeps the sizes' proportions, greater T levels."""
+    weights = np.asarray(sizes, dtype=np.float64) ** (1.0 / temperature)
+    return weights / weights.sum()
+
+
+def split_total(total: int, ratios: np.ndarray) -> np.ndarray:
+    """Whole numbers that sum to `total` and follow the ratios (largest remainders)."""
+    exact = total * ratios
+    counts = np.floor(exact).astype(np.int64)
+    missing = total - int(counts.sum())
+    counts[np.argsort(counts - exact, kind="stable")[:missing]] += 1
+    return counts
+
+
+def draw_rows(size: int, count: int, rng: np.random.Generator) -> np.ndarray:
+    """`count` rows out of `size`: whole passes, then a random part without repetition.
+
+    So that each row is drawn floor or ceil of count / size times.
+    """
+    passes, rest = divmod(count, size)
+    parts = [np.arange(size)] * passes
+    if rest:
+        parts.append(rng.permutation(size)[:rest])
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)

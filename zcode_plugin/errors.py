@@ -1,0 +1,33 @@
+"""The one exception that means: the user can mend this."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave: a file, a flag or a value.
+
+    The message is one line that names the culprit and the remedy; command line entries print it
+    without a traceback and exit with code 2.
+    """
+
+
+def exits_on_user_error(function: Callable[P, R]) -> Callable[P, R]:
+    """For functions that stock fairseq's commands call: one line, exit code 2, no traceback."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except UserError as error:
+            print(f"zcode_plugin: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+
+    return wrapper

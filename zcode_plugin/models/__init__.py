@@ -1,0 +1,3 @@
+"""fairseq models of this plugin."""
+
+from zcode_plugin.models import architectures, moe_transformer  # noqa: F401

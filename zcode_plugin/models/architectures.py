@@ -1,0 +1,79 @@
+"""Named shapes of `moe_transformer`: each a delta on the base shape.
+
+A dense twin has the same shape without experts. A token passes one expert of the size of the
+twin's feed-forward network, so that the two cost the same arithmetic per token.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from types import MappingProxyType
+from typing import Any
+
+from fairseq.models import register_model_architecture
+from fairseq.models.transformer.transformer_legacy import base_architecture
+
+from zcode_plugin.models import moe_transformer  # noqa: F401 (registers the model first)
+from zcode_plugin.models.moe_config import MoEConfig
+
+# Transformer base of "Attention Is All You Need", with the choices of the Z-code M3 paper:
+# normalisation before each block and one embedding for source, target and output.
+BASE: Mapping[str, Any] = MappingProxyType(
+    {
+        "encoder_layers": 6,
+        "decoder_layers": 6,
+        "encoder_embed_dim": 512,
+        "encoder_ffn_embed_dim": 2048,
+        "encoder_attention_heads": 8,
+        "decoder_attention_heads": 8,
+        "encoder_normalize_before": True,
+        "decoder_normalize_before": True,
+        "share_all_embeddings": True,
+        "moe_jitter_eps": 0.01,
+    }
+)
+TINY: Mapping[str, Any] = MappingProxyType(
+    {
+        "encoder_layers": 4,
+        "decoder_layers": 2,
+        "encoder_embed_dim": 192,
+        "encoder_ffn_embed_dim": 768,
+        "encoder_attention_heads": 4,
+        "decoder_attention_heads": 4,
+    }
+)
+DENSE: Mapping[str, Any] = MappingProxyType({"moe_freq": 0})
+
+ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "moe_transformer": {},
+        "moe_transformer_base": {},
+        "moe_transformer_base_dense": DENSE,
+        "moe_transformer_tiny": TINY,
+        "moe_transformer_tiny_dense": {**TINY, **DENSE},
+    }
+)
+
+
+def fill(args: Namespace, preset: Mapping[str, Any]) -> None:
+    """Give every option that the user left open the value of the preset, of BASE, or the default.
+
+    When experts are spread over ranks, `base_layers` is set: stock fairseq's own sign that every
+    rank saves and loads a file of its own, `-rank-N`.
+    """
+    defaults = {item.name: item.default for item in fields(MoEConfig) if item.name[0] != "_"}
+    for name, value in {**defaults, **BASE, **preset}.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+    base_architecture(args)
+    args.base_layers = 1 if args.expert_parallel_size > 1 else 0
+
+
+def _filler(preset: Mapping[str, Any]) -> Callable[[Namespace], None]:
+    return lambda args: fill(args, preset)
+
+
+for _name, _preset in ARCHITECTURES.items():
+    register_model_architecture("moe_transformer", _name)(_filler(_preset))

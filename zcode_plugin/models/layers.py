@@ -1,0 +1,138 @@
+"""Transformer layers of fairseq with experts in the place of the feed-forward network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.models.transformer import TransformerConfig
+from fairseq.modules.transformer_layer import (
+    TransformerDecoderLayerBase,
+    TransformerEncoderLayerBase,
+)
+from fairseq.utils import get_activation_fn
+from torch import Tensor, nn
+
+from zcode_plugin.models.moe_config import MoEConfig
+from zcode_plugin.moe import Experts, MOELayer, TopKGate
+from zcode_plugin.parallel.topology import ExpertTopology
+
+# Stock encoder layers own second copies of their weights for an inference kernel of torch. They
+# are never trained, cost memory and checkpoint space, and the kernel knows no experts.
+_FAST_PATH_COPIES = (
+    "in_proj_weight",
+    "in_proj_bias",
+    "out_proj_weight",
+    "out_proj_bias",
+    "fc1_weight",
+    "fc1_bias",
+    "fc2_weight",
+    "fc2_bias",
+)
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x
+
+
+class LeanEncoderLayer(TransformerEncoderLayerBase):
+    """fairseq's encoder layer without the fast-path copies; equal in all else."""
+
+    def __init__(self, cfg: TransformerConfig, return_fc: bool = False):
+        super().__init__(cfg, return_fc=return_fc)
+        self.can_use_fastpath = False
+        for name in _FAST_PATH_COPIES:
+            delattr(self, name)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Files of the stock model hold the copies; stock's own override would make them anew.
+        for name in _FAST_PATH_COPIES:
+            state_dict.pop(prefix + name, None)
+        nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
+
+
+class _ExpertFeedForward:
+    """Puts an `MOELayer` where a stock layer's forward calls fc1, activation, dropout and fc2.
+
+    The stock forward runs unchanged: `fc1` applies the experts, the rest passes on. What it cannot
+    pass, the padding mask and the statistics, is held here for the duration of one call.
+    """
+
+    moe_layer: MOELayer
+    _padding: Tensor | None = None
+    _stats: Tensor | None = None
+
+    def _install(self, moe_layer: MOELayer) -> None:
+        del self.fc1, self.fc2
+        self.fc1, self.fc2 = self._apply_experts, _identity
+        self.moe_layer = moe_layer
+        self.activation_fn = _identity
+        self.activation_dropout_module = nn.Identity()
+
+    def _apply_experts(self, x: Tensor) -> Tensor:
+        padding = None if self._padding is None else self._padding.t()
+        output, self._stats = self.moe_layer.forward_with_stats(x, padding)
+        return output
+
+    def _take_stats(self) -> Tensor:
+        stats, self._stats, self._padding = self._stats, None, None
+        assert stats is not None
+        return stats
+
+
+class MoEEncoderLayer(_ExpertFeedForward, LeanEncoderLayer):
+    """Encoder layer with experts; returns (x, packed `LayerStats`)."""
+
+    def __init__(
+        self, cfg: TransformerConfig, moe: MoEConfig, topology: ExpertTopology, return_fc: bool
+    ):
+        super().__init__(cfg, return_fc=return_fc)
+        self.masks_padding = moe.masks_padding
+        self._install(build_moe_layer(cfg, cfg.encoder, moe, topology))
+
+    def forward(
+        self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        self._padding = encoder_padding_mask if self.masks_padding else None
+        output = LeanEncoderLayer.forward(self, x, encoder_padding_mask, attn_mask)
+        return (output[0] if isinstance(output, tuple) else output), self._take_stats()
+
+
+class MoEDecoderLayer(_ExpertFeedForward, TransformerDecoderLayerBase):
+    """Decoder layer with experts; returns (x, attention, packed `LayerStats`)."""
+
+    def __init__(
+        self,
+        cfg: TransformerConfig,
+        moe: MoEConfig,
+        topology: ExpertTopology,
+        no_encoder_attn: bool = False,
+    ):
+        super().__init__(cfg, no_encoder_attn=no_encoder_attn)
+        self.masks_padding = moe.masks_padding
+        self._install(build_moe_layer(cfg, cfg.decoder, moe, topology))
+
+    def forward(
+        self, x: Tensor, *args: Any, self_attn_padding_mask: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        self._padding = self_attn_padding_mask if self.masks_padding else None
+        output, attention, _ = TransformerDecoderLayerBase.forward(
+            self, x, *args, self_attn_padding_mask=self_attn_padding_mask, **kwargs
+        )
+        return output, attention, self._take_stats()
+
+
+def build_moe_layer(
+    cfg: TransformerConfig, side: Any, moe: MoEConfig, topology: ExpertTopology
+) -> MOELayer:
+    """Gate and local experts for one layer; `side` is the encoder's or the decoder's config."""
+    local = topology.local_experts(moe.moe_expert_count)
+    gate = TopKGate(side.embed_dim, moe.moe_expert_count, moe.gate)
+    experts = Experts(
+        side.embed_dim,
+        side.ffn_embed_dim,
+        len(local),
+        first=local.start,
+        activation=get_activation_fn(cfg.activation_fn),
+        dropout=cfg.activation_dropout or cfg.relu_dropout or 0.0,
+    )
+    return MOELayer(gate, experts, topology.group)

@@ -1,0 +1,169 @@
+"""The options of Mixture-of-Experts models.
+
+Names are those of fairseq's own MoE branch where it has one.
+"""
+
+# No postponed annotations: fairseq builds its parser from the types of the fields.
+from argparse import ArgumentParser
+from dataclasses import dataclass, field
+from typing import Optional, cast
+
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.moe.gate import GateOptions
+from zcode_plugin.moe.routing import TokenPriority
+
+# fairseq's parser makes of a bool with default True a flag that can only switch off; these can be
+# given bare, as in fairseq's MoE branch, or with a value.
+_Switch = ChoiceEnum(["true", "false"])
+_AutoSwitch = ChoiceEnum(["auto", "true", "false"])
+_Priority = ChoiceEnum(["rts", "position", "gate"])
+
+
+@dataclass
+class MoEConfig(FairseqDataclass):
+    """Flags of the model `moe_transformer`, beside those of fairseq's Transformer."""
+
+    moe_freq: int = field(
+        default=2, metadata={"help": "every N-th layer is an MoE layer; 0 means none (dense)"}
+    )
+    encoder_moe_freq: Optional[int] = field(
+        default=None, metadata={"help": "the same for the encoder alone (default: --moe-freq)"}
+    )
+    decoder_moe_freq: Optional[int] = field(
+        default=None, metadata={"help": "the same for the decoder alone (default: --moe-freq)"}
+    )
+    moe_expert_count: int = field(
+        default=8, metadata={"help": "experts of each MoE layer, over all ranks"}
+    )
+    moe_top_k: int = field(default=1, metadata={"help": "experts that each token is sent to"})
+    moe_capacity_factor: float = field(
+        default=1.0,
+        metadata={
+            "help": "in training an expert accepts FACTOR x top-k x tokens / experts tokens of a "
+            "rank's batch, the others skip the layer; 0 never drops"
+        },
+    )
+    moe_eval_capacity_factor: float = field(
+        default=0.0,
+        metadata={
+            "help": "the same in validation and translation; with the default 0, never drop, a "
+            "translation does not depend on its batch"
+        },
+    )
+    moe_min_capacity: int = field(
+        default=4, metadata={"help": "least number of tokens that an expert accepts"}
+    )
+    moe_token_priority: _Priority = field(  # type: ignore[valid-type]
+        default="rts",
+        metadata={
+            "help": "which tokens stay when an expert is full: random ones (rts), the first of "
+            "the batch (position), or those with the best gate score (gate)"
+        },
+    )
+    moe_batch_prioritized_routing: bool = field(
+        default=False, metadata={"help": "the same as --moe-token-priority gate"}
+    )
+    moe_jitter_eps: float = field(
+        default=0.0,
+        metadata={"help": "multiply the gate's input by U(1-EPS, 1+EPS) in training; paper: 0.01"},
+    )
+    moe_gating_use_fp32: _Switch = field(  # type: ignore[valid-type]
+        default="true",
+        metadata={
+            "help": "compute the gate in float32 whatever the model's dtype",
+            "argparse_const": "true",
+        },
+    )
+    moe_normalize_gate_prob: _AutoSwitch = field(  # type: ignore[valid-type]
+        default="auto",
+        metadata={
+            "help": "make a token's combine weights sum to 1; auto: when top-k > 1",
+            "argparse_const": "true",
+        },
+    )
+    moe_normalize_gate_prob_before_dropping: bool = field(
+        default=False,
+        metadata={"help": "take that sum over all choices of a token, dropped ones included"},
+    )
+    use_moe_pad_mask: _Switch = field(  # type: ignore[valid-type]
+        default="true",
+        metadata={
+            "help": "keep padding out of routing, capacity and losses",
+            "argparse_const": "true",
+        },
+    )
+    expert_parallel_size: int = field(
+        default=1,
+        metadata={
+            "help": "ranks over which the experts of a layer are spread; divides the number of "
+            "ranks and of experts"
+        },
+    )
+
+    @property
+    def gate(self) -> GateOptions:
+        """What the gate needs of these options.
+
+        Raises:
+            UserError: a value that is out of range, or two that contradict.
+        """
+        priority = str(self.moe_token_priority)
+        if self.moe_batch_prioritized_routing:
+            if priority == "position":
+                raise UserError(
+                    "--moe-batch-prioritized-routing contradicts --moe-token-priority position: "
+                    "drop one of them"
+                )
+            priority = "gate"
+        normalize = str(self.moe_normalize_gate_prob).lower()
+        return GateOptions(
+            k=self.moe_top_k,
+            capacity_factor=self.moe_capacity_factor,
+            eval_capacity_factor=self.moe_eval_capacity_factor,
+            min_capacity=self.moe_min_capacity,
+            token_priority=cast(TokenPriority, priority),
+            jitter_eps=self.moe_jitter_eps,
+            normalize=None if normalize == "auto" else normalize == "true",
+            normalize_before_dropping=self.moe_normalize_gate_prob_before_dropping,
+            fp32=str(self.moe_gating_use_fp32).lower() == "true",
+        )
+
+    @property
+    def masks_padding(self) -> bool:
+        return str(self.use_moe_pad_mask).lower() == "true"
+
+    def is_moe_layer(self, side: str, index: int) -> bool:
+        """Whether layer `index` of `side` (`encoder` or `decoder`) has experts."""
+        own = getattr(self, f"{side}_moe_freq")
+        freq = self.moe_freq if own is None else own
+        return freq > 0 and (index + 1) % freq == 0
+
+    def check(self) -> None:
+        """Refuse what cannot work, naming the flag.
+
+        Raises:
+            UserError: one line with the flag, its value and the remedy.
+        """
+        least = {"moe_expert_count": 1, "moe_top_k": 1, "expert_parallel_size": 1}
+        for name in self.__dataclass_fields__:
+            value = getattr(self, name)
+            bound = least.get(name, 0)
+            if isinstance(value, (int, float)) and value < bound:
+                raise UserError(
+                    f"--{name.replace('_', '-')} {value} is too small: give at least {bound}"
+                )
+        if self.moe_top_k > self.moe_expert_count:
+            raise UserError(
+                f"--moe-top-k {self.moe_top_k} is more than --moe-expert-count "
+                f"{self.moe_expert_count}: give at most as many"
+            )
+        if self.moe_jitter_eps >= 1:
+            raise UserError(f"--moe-jitter-eps {self.moe_jitter_eps} must be less than 1")
+
+
+def add_moe_arguments(parser: ArgumentParser) -> None:
+    """Declare a flag for each option; defaults come from the architecture."""
+    gen_parser_from_dataclass(parser, MoEConfig(), delete_default=True)

@@ -1,0 +1,148 @@
+"""fairseq's Transformer with Mixture-of-Experts layers."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from copy import copy
+from typing import Any
+
+from fairseq.data import Dictionary
+from fairseq.distributed import fsdp_wrap
+from fairseq.models import register_model
+from fairseq.models.transformer import (
+    TransformerConfig,
+    TransformerDecoderBase,
+    TransformerEncoderBase,
+    TransformerModel,
+)
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.tasks import FairseqTask
+from torch import Tensor, nn
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
+from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
+from zcode_plugin.moe.tape import record_last_output, recording
+from zcode_plugin.parallel.gradients import prepare_model
+from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
+
+
+def _wrap(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
+    """What stock does to each layer: activation checkpointing, then FSDP, when asked for."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    least = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
+    return fsdp_wrap(layer, min_num_params=least)
+
+
+class MoETransformerEncoder(TransformerEncoderBase):
+    """Encoder in which every `--moe-freq`-th layer has experts."""
+
+    def __init__(
+        self,
+        cfg: TransformerConfig,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding,
+        moe: MoEConfig,
+        topology: ExpertTopology,
+    ):
+        self._moe, self._topology, self._built = moe, topology, 0
+        super().__init__(cfg, dictionary, embed_tokens)
+
+    def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
+        index, self._built = self._built, self._built + 1
+        if not self._moe.is_moe_layer("encoder", index):
+            return _wrap(LeanEncoderLayer(cfg, return_fc=self.return_fc), cfg)
+        layer = _wrap(MoEEncoderLayer(cfg, self._moe, self._topology, self.return_fc), cfg)
+        record_last_output(layer, f"encoder.layers.{index}")
+        return layer
+
+
+class MoETransformerDecoder(TransformerDecoderBase):
+    """Decoder in which every `--moe-freq`-th layer has experts."""
+
+    def __init__(
+        self,
+        cfg: TransformerConfig,
+        dictionary: Dictionary,
+        embed_tokens: nn.Embedding,
+        moe: MoEConfig,
+        topology: ExpertTopology,
+    ):
+        self._moe, self._topology, self._built = moe, topology, 0
+        super().__init__(
+            cfg, dictionary, embed_tokens, no_encoder_attn=cfg.no_cross_attention
+        )
+
+    def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> Any:
+        index, self._built = self._built, self._built + 1
+        if not self._moe.is_moe_layer("decoder", index):
+            return super().build_decoder_layer(cfg, no_encoder_attn)
+        layer = _wrap(MoEDecoderLayer(cfg, self._moe, self._topology, no_encoder_attn), cfg)
+        record_last_output(layer, f"decoder.layers.{index}")
+        return layer
+
+
+@register_model("moe_transformer")
+class MoETransformer(TransformerModel):
+    """Encoder-decoder Transformer with experts.
+
+    `forward` returns what fairseq's Transformer returns, with one more entry in the dictionary of
+    extras: `moe_stats`, which maps the name of each MoE layer to its packed `LayerStats`.
+    """
+
+    moe: MoEConfig
+    topology: ExpertTopology
+
+    @classmethod
+    def add_args(cls, parser: ArgumentParser) -> None:
+        """Flags of the stock Transformer and of `MoEConfig`."""
+        super().add_args(parser)
+        add_moe_arguments(parser)
+
+    @classmethod
+    def build_model(cls, args: Namespace, task: FairseqTask) -> MoETransformer:
+        """Build the model for this rank.
+
+        Raises:
+            UserError: a flag that is out of range or does not fit the world size.
+        """
+        moe = MoEConfig.from_namespace(args)
+        moe.check()
+        topology = expert_topology(moe.expert_parallel_size)
+        if topology.size > 1 and (args.encoder_layerdrop or args.decoder_layerdrop):
+            raise UserError(
+                "--encoder-layerdrop and --decoder-layerdrop drop different layers on different "
+                "ranks, which would wait for each other's tokens: set them to 0 when "
+                "--expert-parallel-size is more than 1"
+            )
+        args = copy(args)
+        # The trainer reads base_layers as "every rank has a file of its own" (see
+        # architectures.py); the stock decoder would insert BASE layers.
+        args.base_layers = 0
+        args.moe, args.topology = moe, topology
+        model = super().build_model(args, task)
+        del args.moe, args.topology, model.args, model.cfg.moe, model.cfg.topology
+        model.moe, model.topology = moe, topology
+        if topology.size > 1:
+            prepare_model(model, topology)
+        return model
+
+    @classmethod
+    def build_encoder(
+        cls, cfg: TransformerConfig, src_dict: Dictionary, embed_tokens: nn.Embedding
+    ) -> MoETransformerEncoder:
+        return MoETransformerEncoder(cfg, src_dict, embed_tokens, cfg.moe, cfg.topology)
+
+    @classmethod
+    def build_decoder(
+        cls, cfg: TransformerConfig, tgt_dict: Dictionary, embed_tokens: nn.Embedding
+    ) -> MoETransformerDecoder:
+        return MoETransformerDecoder(cfg, tgt_dict, embed_tokens, cfg.moe, cfg.topology)
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
+        """See `fairseq.models.transformer.TransformerModel.forward`."""
+        with recording() as tape:
+            output, extra = super().forward(*args, **kwargs)
+        extra["moe_stats"] = tape
+        return output, extra

@@ -1,0 +1,25 @@
+"""Mixture of Experts: routing, gate, experts, layer, losses, load statistics.
+
+Nothing in this package imports fairseq.
+
+Shape suffixes, used throughout: T tokens of one call on one rank; E experts of the layer, over all
+ranks; K experts chosen per token; A assignments, that is (token, choice) pairs; M model dimension;
+F hidden dimension of an expert; L experts that live on this rank; P ranks of the expert group.
+"""
+
+from zcode_plugin.moe.experts import Experts
+from zcode_plugin.moe.gate import GateOptions, TopKGate
+from zcode_plugin.moe.layer import MOELayer
+from zcode_plugin.moe.routing import Routing, capacity, route
+from zcode_plugin.moe.stats import LayerStats
+
+__all__ = [
+    "Experts",
+    "GateOptions",
+    "LayerStats",
+    "MOELayer",
+    "Routing",
+    "TopKGate",
+    "capacity",
+    "route",
+]

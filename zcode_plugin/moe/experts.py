@@ -1,0 +1,127 @@
+"""The experts of one layer that live on this rank, as stacked weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zcode_plugin.moe.grouped import grouped_linear
+
+
+class Experts(nn.Module):
+    """`num_local` feed-forward networks: fc1, activation, dropout, fc2.
+
+    Weights are stacked in memory, but a state dict names each expert apart, by its number over all
+    ranks: `N.fc1.weight`, `N.fc1.bias`, `N.fc2.weight`, `N.fc2.bias`. So a file does not depend on
+    how many ranks wrote it, and loading takes the experts that live here out of whatever the
+    file holds.
+
+    Args:
+        model_dim, hidden_dim: M and F.
+        num_local: L, experts on this rank.
+        first: global number of the first of them.
+        activation: elementwise function between fc1 and fc2.
+        dropout: probability after the activation.
+        bias: whether fc1 and fc2 have biases.
+    """
+
+    def __init__(
+        self,
+        model_dim: int,
+        hidden_dim: int,
+        num_local: int,
+        *,
+        first: int = 0,
+        activation: Callable[[Tensor], Tensor] = nn.functional.relu,
+        dropout: float = 0.0,
+        bias: bool = True,
+    ):
+        super().__init__()
+        self.num_local = num_local
+        self.first = first
+        self.activation = activation
+        self.dropout = dropout
+        self.fc1_weight = nn.Parameter(torch.empty(num_local, hidden_dim, model_dim))
+        self.fc2_weight = nn.Parameter(torch.empty(num_local, model_dim, hidden_dim))
+        self.fc1_bias = nn.Parameter(torch.empty(num_local, hidden_dim)) if bias else None
+        self.fc2_bias = nn.Parameter(torch.empty(num_local, model_dim)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The default of `nn.Linear`, as fairseq's own feed-forward layers have it.
+
+        Each expert draws from a generator of its own, seeded by one draw of the default generator
+        and its global number: an expert starts the same on however many ranks, and the default
+        generator moves the same distance on all of them.
+        """
+        seed = int(torch.randint(2**31, (1,)))
+        for local in range(self.num_local):
+            generator = torch.Generator().manual_seed(seed + self.first + local)
+            for weight, bias in (
+                (self.fc1_weight, self.fc1_bias),
+                (self.fc2_weight, self.fc2_bias),
+            ):
+                bound = 1 / math.sqrt(weight.size(2))
+                with torch.no_grad():
+                    draw = torch.empty(weight.shape[1:])
+                    weight[local].copy_(draw.uniform_(-bound, bound, generator=generator))
+                    if bias is not None:
+                        draw = torch.empty(bias.shape[1:])
+                        bias[local].copy_(draw.uniform_(-bound, bound, generator=generator))
+
+    def forward(self, x_AM: Tensor, kept: list[int]) -> Tensor:
+        """Apply expert e to its rows.
+
+        Args:
+            x_AM: [A, M], rows grouped by local expert.
+            kept: rows of each local expert; sums to A.
+        """
+        hidden_AF = grouped_linear(x_AM, self.fc1_weight, self.fc1_bias, kept)
+        hidden_AF = self.activation(hidden_AF)
+        hidden_AF = nn.functional.dropout(hidden_AF, self.dropout, self.training)
+        return grouped_linear(hidden_AF, self.fc2_weight, self.fc2_bias, kept)
+
+    def _stacks(self) -> list[tuple[str, nn.Parameter]]:
+        stacks = (
+            ("fc1.weight", self.fc1_weight),
+            ("fc1.bias", self.fc1_bias),
+            ("fc2.weight", self.fc2_weight),
+            ("fc2.bias", self.fc2_bias),
+        )
+        return [(name, stack) for name, stack in stacks if stack is not None]
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Any], prefix: str, keep_vars: bool
+    ) -> None:
+        for name, stack in self._stacks():
+            for local in range(self.num_local):
+                row = stack[local] if keep_vars else stack.detach()[local]
+                destination[f"{prefix}{self.first + local}.{name}"] = row
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        for name, stack in self._stacks():
+            for local in range(self.num_local):
+                key = f"{prefix}{self.first + local}.{name}"
+                if key not in state_dict:
+                    missing_keys.append(key)
+                elif state_dict[key].shape != stack.shape[1:]:
+                    error_msgs.append(
+                        f"{key} has shape {tuple(state_dict[key].shape)}, "
+                        f"this model needs {tuple(stack.shape[1:])}"
+                    )
+                else:
+                    with torch.no_grad():
+                        stack[local].copy_(state_dict[key])

@@ -1,0 +1,92 @@
+"""The Mixture-of-Experts layer."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from fairscale.nn import MOELayer as FairscaleMOELayer
+from torch import Tensor, nn
+
+from zcode_plugin.moe.exchange import plan_exchange
+from zcode_plugin.moe.experts import Experts
+from zcode_plugin.moe.gate import GateOutput, TopKGate
+from zcode_plugin.moe.routing import Routing
+
+
+class MOELayer(FairscaleMOELayer):
+    """fairscale's `MOELayer` with index-based, ragged dispatch.
+
+    Choose experts, group tokens by expert, exchange them with the ranks of the group, apply the
+    local experts, exchange back, combine. Ranks may hold different numbers of tokens. Needs no
+    process group when all experts live on this rank.
+
+    Args:
+        gate: chooses experts, see `TopKGate`.
+        experts: the experts of this rank.
+        group: ranks over which the experts are spread, in the order of expert numbers; None when
+            all live here.
+    """
+
+    def __init__(self, gate: TopKGate, experts: Experts, group: dist.ProcessGroup | None = None):
+        # Not fairscale's own __init__, which asks for an initialised process group.
+        nn.Module.__init__(self)
+        self.world_size = 1 if group is None else group.size()
+        self.num_local_experts = experts.num_local
+        if self.world_size * experts.num_local != gate.num_experts:
+            raise ValueError(
+                f"the gate knows {gate.num_experts} experts, but {self.world_size} ranks hold "
+                f"{experts.num_local} each"
+            )
+        self.gate = gate
+        self.experts = experts
+        self.group = group if self.world_size > 1 else None
+        if self.group is not None:
+            for parameter in experts.parameters():
+                # fairscale's and fairseq's mark of a parameter that ranks do not share.
+                parameter.expert = True  # type: ignore[attr-defined]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MOELayer:
+        # fairseq's EMA deep-copies the model; process groups cannot be copied and must not be.
+        memo[id(self.group)] = self.group
+        copy = self.__class__.__new__(self.__class__)
+        memo[id(self)] = copy
+        copy.__dict__ = deepcopy(self.__dict__, memo)
+        return copy
+
+    def forward(self, *input: Tensor, **kwargs: Any) -> Tensor:
+        """fairscale's interface: the output alone, the balance loss in `l_aux`."""
+        output, stats = self.forward_with_stats(input[0], kwargs.get("padding_mask"))
+        self.l_aux = stats[0]
+        return output
+
+    def forward_with_stats(
+        self, x: Tensor, padding_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Apply the layer.
+
+        Args:
+            x: [..., M]; all leading dimensions together are the T tokens.
+            padding_mask: bool of x's leading shape, True at padding, or None.
+
+        Returns:
+            The output, of x's shape and dtype, 0 where a token is padding or was dropped by all
+            of its experts; and `LayerStats` packed in a vector.
+        """
+        x_TM = x.reshape(-1, x.size(-1))
+        padding_T = None if padding_mask is None else padding_mask.reshape(-1)
+        gated = cast(GateOutput, self.gate(x_TM, padding_T))
+        y_AM = self._apply_experts(x_TM.index_select(0, gated.routing.token_A), gated.routing)
+        y_AM = y_AM * gated.weight_A.to(y_AM.dtype).unsqueeze(1)
+        output_TM = torch.zeros_like(x_TM).index_add(0, gated.routing.token_A, y_AM)
+        return output_TM.view_as(x), gated.stats.pack()
+
+    def _apply_experts(self, x_AM: Tensor, routing: Routing) -> Tensor:
+        if self.group is None:
+            return self.experts(x_AM, routing.kept_E.tolist())
+        exchange = plan_exchange(routing.kept_E, self.group)
+        y_RM = self.experts(exchange.dispatch(x_AM), exchange.kept)
+        return exchange.combine(y_RM)
+

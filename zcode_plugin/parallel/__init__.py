@@ -1,0 +1,1 @@
+"""Process groups of expert parallelism, and what gradients need because of them."""

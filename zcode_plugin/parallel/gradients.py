@@ -1,0 +1,105 @@
+"""Gradients and their norm when every rank holds experts of its own.
+
+fairseq's trainer averages the gradients of shared parameters over all ranks and then multiplies
+every gradient by world size / sample size. The gradient of an expert already holds the sum over
+the ranks of its expert group, since the exchange of tokens brought their share; it lacks the
+factor 1 / world size, and the share of the other ranks that hold the same expert. And stock's
+gradient norm leaves experts out, while its clipping scales them by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.parallel.topology import ExpertTopology
+
+
+def expert_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that ranks do not share: marked `expert`, as fairscale and fairseq mark them."""
+    return [parameter for parameter in parameters if hasattr(parameter, "expert")]
+
+
+def prepare_model(model: nn.Module, topology: ExpertTopology) -> None:
+    """Make data parallel wrappers leave experts alone, and scale their gradients; once a model.
+
+    The gradients of experts are divided by the world size as they arise.
+    """
+    for parameter in expert_parameters(model.parameters()):
+        parameter.register_hook(lambda grad: grad / topology.world_size)
+    # torch's DistributedDataParallel looks here for what it must not broadcast and reduce.
+    model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
+        name for name, parameter in model.named_parameters() if hasattr(parameter, "expert")
+    ]
+
+
+def attach(optimizer: Any, topology: ExpertTopology) -> None:
+    """Make a fairseq optimizer treat experts rightly; for one instance, and only once.
+
+    Its `all_reduce_grads`, which the trainer calls once per update after the last micro-batch,
+    sums expert gradients over their expert-data group. Its `clip_grad_norm` gets stock's own hook
+    for norms that are spread over ranks, so that the norm, clipping and the overflow check see
+    all parameters and agree on all ranks.
+    """
+    if topology.size == 1 or getattr(optimizer, "expert_topology", None) is topology:
+        return
+    optimizer_parameters(optimizer)  # refuses a layout that cannot work before anything is wrapped
+    stock_reduce, stock_clip = optimizer.all_reduce_grads, optimizer.clip_grad_norm
+
+    def all_reduce_grads(module: nn.Module) -> None:
+        stock_reduce(module)
+        if topology.data_group is not None:
+            reduce_expert_gradients(expert_parameters(module.parameters()), topology.data_group)
+
+    def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
+        def with_experts(dense_norm: Tensor) -> Tensor:
+            if aggregate_norm_fn is not None:
+                dense_norm = aggregate_norm_fn(dense_norm)
+            return add_expert_norm(dense_norm, optimizer_parameters(optimizer), topology)
+
+        return stock_clip(max_norm, aggregate_norm_fn=with_experts)
+
+    optimizer.all_reduce_grads = all_reduce_grads
+    optimizer.clip_grad_norm = clip_grad_norm
+    optimizer.expert_topology = topology
+
+
+def optimizer_parameters(optimizer: Any) -> list[nn.Parameter]:
+    """The parameters whose gradients the optimizer clips: float32 copies where it keeps some.
+
+    Raises:
+        UserError: the copies are one flat tensor, in which experts cannot be told apart.
+    """
+    copies = getattr(optimizer, "fp32_params", None)
+    if isinstance(copies, (Tensor, dict)):
+        raise UserError(
+            "--fp16 flattens all gradients into one tensor, which cannot hold experts of one rank "
+            "apart: add --fp16-no-flatten-grads or --memory-efficient-fp16"
+        )
+    return list(optimizer.params if copies is None else copies)
+
+
+def reduce_expert_gradients(experts: list[nn.Parameter], group: dist.ProcessGroup) -> None:
+    """Sum each expert gradient over the ranks that hold the same expert."""
+    for parameter in experts:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        dist.all_reduce(parameter.grad, group=group)
+
+
+def add_expert_norm(
+    dense_norm: Tensor, parameters: Iterable[nn.Parameter], topology: ExpertTopology
+) -> Tensor:
+    """The norm over shared and all ranks' expert gradients, the same number on every rank."""
+    grads = [p.grad for p in expert_parameters(parameters) if p.grad is not None]
+    square = dense_norm.new_zeros((), dtype=torch.float32)
+    for grad in grads:
+        square = square + torch.linalg.vector_norm(grad, dtype=torch.float32) ** 2
+    # An expert group holds every expert once; its replicas elsewhere hold the same gradients.
+    dist.all_reduce(square, group=topology.group)
+    return (dense_norm.float() ** 2 + square).sqrt()

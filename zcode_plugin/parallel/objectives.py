@@ -1,0 +1,38 @@
+"""Makes the means of several objectives means over all ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, float]:
+    """For each objective of a batch: targets of the first objective per target of this one.
+
+    fairseq's trainer divides the summed loss by the summed sample size, which is the number of the
+    first objective's targets. A loss that is first multiplied by these factors is, after that, a
+    mean over its own targets. All counts are those of all ranks together.
+
+    Args:
+        sample: maps each objective's name to its batch, the same names in the same order on all
+            ranks.
+        ignore: True for a batch that stands in for a missing one and must not count.
+    """
+    names = [name for name in sample if isinstance(sample[name], dict) and "ntokens" in sample[name]]
+    if len(names) < 2:
+        return dict.fromkeys(names, 1.0)
+    counts = torch.tensor(
+        [0.0 if ignore else float(sample[name]["ntokens"]) for name in names],
+        dtype=torch.float64,
+    )
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        if dist.get_backend() == "nccl":
+            counts = counts.cuda()
+        dist.all_reduce(counts)
+    first, *_ = counts.tolist()
+    return {
+        name: first / count if count else 0.0
+        for name, count in zip(names, counts.tolist(), strict=True)
+    }

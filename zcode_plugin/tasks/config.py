@@ -1,0 +1,150 @@
+"""The options of the task `multitask_multilingual`.
+
+Names and meanings are those of stock `translation_multi_simple_epoch` where it has the option.
+"""
+
+# No postponed annotations: fairseq builds its parser from the types of the fields.
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+from fairseq.data.indexed_dataset import get_available_dataset_impl
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from omegaconf import II, MISSING
+
+from zcode_plugin.data.noise import Noise
+from zcode_plugin.errors import UserError
+
+_Langtok = ChoiceEnum(["src", "tgt"])
+_Sampling = ChoiceEnum(["temperature", "uniform", "concat"])
+_Implementation = ChoiceEnum(get_available_dataset_impl())
+
+
+@dataclass
+class MultitaskMultilingualConfig(FairseqDataclass):
+    """Flags of the task."""
+
+    data: str = field(
+        default=MISSING,
+        metadata={
+            "help": "directory of binarised data; several, separated by colons, are shards: one "
+            "an epoch, in turn; validation and test data come from the first"
+        },
+    )
+    multitask: str = field(
+        default="mt:1",
+        metadata={
+            "help": 'objectives and their weights, such as "mt:1,dae:0.5": mt translates, dae '
+            "restores noised monolingual text; the loss is the weighted sum of their means"
+        },
+    )
+    lang_pairs: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "comma-separated directions of mt, such as de-en,en-de (default: both "
+            "directions of every pair that DATA holds)"
+        },
+    )
+    langs: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "comma-separated languages; their order numbers the language tokens "
+            "(default: langs.txt in DATA, else the languages of the pairs, sorted)"
+        },
+    )
+    lang_dict: Optional[str] = field(
+        default=None, metadata={"help": "the same from a file, one language a line"}
+    )
+    mono_langs: Optional[str] = field(
+        default=None,
+        metadata={
+            "help": "comma-separated languages of dae (default: all with monolingual data in DATA)"
+        },
+    )
+    source_lang: Optional[str] = field(
+        default=None,
+        metadata={"help": "source language of a translation run", "argparse_alias": "-s"},
+    )
+    target_lang: Optional[str] = field(
+        default=None,
+        metadata={"help": "target language of a translation run", "argparse_alias": "-t"},
+    )
+    encoder_langtok: Optional[_Langtok] = field(  # type: ignore[valid-type]
+        default=None,
+        metadata={"help": "put the token of the source or target language before the source"},
+    )
+    decoder_langtok: bool = field(
+        default=False,
+        metadata={"help": "put the token of the target language before the target"},
+    )
+    keep_inference_langtok: bool = field(
+        default=False, metadata={"help": "leave the language token in translations"}
+    )
+    sampling_method: _Sampling = field(  # type: ignore[valid-type]
+        default="concat",
+        metadata={
+            "help": "how directions, and languages of dae, share an epoch: by size (concat), by "
+            "size^(1/T) (temperature), or alike (uniform)"
+        },
+    )
+    sampling_temperature: float = field(
+        default=1.5, metadata={"help": "T of --sampling-method temperature"}
+    )
+    dae_mask: float = field(
+        default=0.1, metadata={"help": "dae: probability that a word is replaced by a mask"}
+    )
+    dae_delete: float = field(
+        default=0.1, metadata={"help": "dae: probability that a word is deleted"}
+    )
+    dae_shuffle_distance: float = field(
+        default=3.0, metadata={"help": "dae: words move by less than this many places; 0 for none"}
+    )
+    dae_infill: float = field(
+        default=0.0,
+        metadata={"help": "dae: share of the words hidden in spans, one mask for each span"},
+    )
+    dae_span_length: float = field(
+        default=3.0, metadata={"help": "dae: mean length of those spans, in words (Poisson)"}
+    )
+    left_pad_source: bool = field(
+        default=True, metadata={"help": "do not pad the source on the left"}
+    )
+    max_source_positions: int = field(
+        default=1024, metadata={"help": "longest source sequence, in tokens"}
+    )
+    max_target_positions: int = field(
+        default=1024, metadata={"help": "longest target sequence, in tokens"}
+    )
+    dataset_impl: Optional[_Implementation] = field(  # type: ignore[valid-type]
+        default=II("dataset.dataset_impl"), metadata={"help": "format of the binarised data"}
+    )
+    required_seq_len_multiple: int = II("dataset.required_seq_len_multiple")
+    train_subset: str = II("dataset.train_subset")
+    seed: int = II("common.seed")
+
+
+# Functions rather than methods: fairseq hands the options on as a DictConfig, which has none.
+def temperature(cfg: MultitaskMultilingualConfig) -> float:
+    """T of the sampling; uniform is the limit of a great T."""
+    method = str(cfg.sampling_method)
+    if method == "temperature" and cfg.sampling_temperature <= 0:
+        raise UserError(
+            f"--sampling-temperature {cfg.sampling_temperature} must be positive; 1 keeps the "
+            "proportions of the data, greater values level them"
+        )
+    return {"concat": 1.0, "uniform": float("inf")}.get(method, cfg.sampling_temperature)
+
+
+def noise(cfg: MultitaskMultilingualConfig) -> Noise:
+    """The noise of dae."""
+    return Noise(
+        shuffle_distance=cfg.dae_shuffle_distance,
+        delete=cfg.dae_delete,
+        infill=cfg.dae_infill,
+        span_length=cfg.dae_span_length,
+        mask=cfg.dae_mask,
+    )
+
+
+def comma_list(value: Any) -> list[str]:
+    """`"a,b"` -> ["a", "b"]; None and "" -> []."""
+    return [part.strip() for part in str(value or "").split(",") if part.strip()]

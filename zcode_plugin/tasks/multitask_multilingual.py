@@ -1,0 +1,368 @@
+"""The fairseq task `multitask_multilingual`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fairseq import utils
+from fairseq.data import (
+    Dictionary,
+    FairseqDataset,
+    LanguagePairDataset,
+    ListDataset,
+)
+from fairseq.data.language_pair_dataset import collate
+from fairseq.tasks import FairseqTask, register_task
+from torch import Tensor
+
+from zcode_plugin.data.corpora import (
+    Corpus,
+    DenoisingCorpus,
+    ParallelCorpus,
+    load_tokens,
+    prepend,
+    word_starts,
+)
+from zcode_plugin.data.languages import (
+    MASK,
+    Pair,
+    add_special_symbols,
+    language_token,
+    monolingual_languages,
+    monolingual_prefix,
+    pair_prefix,
+    resolve_languages,
+    stored_pairs,
+)
+from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
+from zcode_plugin.data.objectives import parse_objectives
+from zcode_plugin.errors import UserError, exits_on_user_error
+from zcode_plugin.parallel.gradients import attach
+from zcode_plugin.parallel.objectives import normalizers
+from zcode_plugin.parallel.topology import ExpertTopology
+from zcode_plugin.tasks.config import (
+    MultitaskMultilingualConfig,
+    comma_list,
+    noise,
+    temperature,
+)
+
+
+@register_task("multitask_multilingual", dataclass=MultitaskMultilingualConfig)
+class MultitaskMultilingualTask(FairseqTask):
+    """Several objectives on many languages, in one model with one shared dictionary.
+
+    Training batches map each objective's name to a batch of it, see `MultitaskDataset`. With `-s`
+    and `-t` the task is that of one direction, for translation.
+
+    Args:
+        cfg: the options.
+        dictionary: shared by all languages, language tokens and mask included.
+        langs: all languages, in the order that numbers their tokens.
+        pairs: directions of the objective mt.
+    """
+
+    cfg: MultitaskMultilingualConfig
+
+    def __init__(
+        self,
+        cfg: MultitaskMultilingualConfig,
+        dictionary: Dictionary,
+        langs: list[str],
+        pairs: list[Pair],
+    ):
+        super().__init__(cfg)
+        self.dictionary = dictionary
+        self.langs = langs
+        self.pairs = pairs
+        self.objectives = parse_objectives(cfg.multitask)
+        self.direction = Pair(cfg.source_lang, cfg.target_lang) if cfg.source_lang else None
+        self.temperature, self.noise = temperature(cfg), noise(cfg)
+
+    @classmethod
+    @exits_on_user_error
+    def setup_task(cls, cfg: MultitaskMultilingualConfig, **kwargs: Any) -> FairseqTask:
+        """Find the languages, load and complete the dictionary."""
+        if bool(cfg.source_lang) != bool(cfg.target_lang):
+            raise UserError("--source-lang and --target-lang belong together: give both or none")
+        directory = Path(utils.split_paths(cfg.data)[0])
+        if not directory.is_dir():
+            raise UserError(f"no data directory {directory}: make one with zcode prepare")
+        pairs = [Pair.parse(text) for text in comma_list(cfg.lang_pairs)] or _all_pairs(directory)
+        if cfg.source_lang:
+            needed = [*pairs, Pair(cfg.source_lang, cfg.target_lang)]
+        else:
+            needed = pairs
+        langs = resolve_languages(directory, comma_list(cfg.langs), cfg.lang_dict, needed)
+        if not langs:
+            raise UserError(f"{directory} holds no binarised pairs: name languages with --langs")
+        dictionary = cls._shared_dictionary(directory, langs)
+        add_special_symbols(dictionary, langs)
+        return cls(cfg, dictionary, langs, pairs)
+
+    @classmethod
+    def _shared_dictionary(cls, directory: Path, langs: list[str]) -> Dictionary:
+        paths = [directory / f"dict.{lang}.txt" for lang in langs]
+        paths = [path for path in paths if path.exists()]
+        if not paths:
+            raise UserError(
+                f"{directory} has no dict.{langs[0]}.txt: binarise it with zcode prepare or "
+                "fairseq-preprocess"
+            )
+        contents = {path.read_bytes(): path for path in reversed(paths)}
+        if len(contents) > 1:
+            first, second, *_ = contents.values()
+            raise UserError(
+                f"{first} and {second} differ, but all languages share one dictionary: binarise "
+                "with --joined-dictionary, or one --srcdict for all"
+            )
+        return cls.load_dictionary(str(paths[0]))
+
+    @property
+    def source_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    @property
+    def target_dictionary(self) -> Dictionary:
+        return self.dictionary
+
+    def max_positions(self) -> tuple[int, int]:
+        return self.cfg.max_source_positions, self.cfg.max_target_positions
+
+    # Data
+
+    @exits_on_user_error
+    def load_dataset(
+        self, split: str, epoch: int = 1, combine: bool = False, **kwargs: Any
+    ) -> None:
+        """Load a split: all objectives, or the one direction of a translation run."""
+        shards = [Path(path) for path in utils.split_paths(self.cfg.data)]
+        is_train = split == self.cfg.train_subset
+        directory = shards[(epoch - 1) % len(shards)] if is_train else shards[0]
+        if self.direction is not None:
+            self.datasets[split] = self._direction_dataset(directory, split, self.direction)
+            return
+        streams = [
+            Stream(
+                objective.name,
+                self._corpora(objective.name, directory, split, required=is_train),
+                self.temperature if is_train else None,
+            )
+            for objective in self.objectives
+        ]
+        if not is_train:
+            streams = [stream for stream in streams if stream.corpora]
+        if not streams:
+            raise UserError(f"{directory} has no data of the split {split} for any objective")
+        self.datasets[split] = MultitaskDataset(
+            streams, self._collate, seed=self.cfg.seed, joint=is_train
+        )
+
+    def _corpora(self, name: str, directory: Path, split: str, required: bool) -> list[Corpus]:
+        if name == "mt":
+            return self._parallel_corpora(directory, split, required)
+        return self._denoising_corpora(directory, split, required)
+
+    def _parallel_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
+        corpora: list[Corpus] = []
+        for pair in self.pairs:
+            prefix = pair_prefix(directory, split, pair)
+            if prefix is not None:
+                corpora.append(self._parallel_corpus(prefix, pair))
+            elif required:
+                raise UserError(
+                    f"{directory} has no {split}.{pair}.* nor {split}.{pair.reverse}.*: binarise "
+                    f"the pair or drop {pair} from --lang-pairs"
+                )
+        if required and not corpora:
+            raise UserError(f"{directory} has no parallel data of the split {split}")
+        return corpora
+
+    def _parallel_corpus(self, prefix: Path, pair: Pair) -> ParallelCorpus:
+        load = partial(load_tokens, prefix, dictionary=self.dictionary, impl=self.cfg.dataset_impl)
+        return ParallelCorpus(
+            str(pair),
+            prepend(load(pair.src), self._encoder_token(pair)),
+            prepend(load(pair.tgt), self._decoder_token(pair)),
+        )
+
+    def _denoising_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
+        wanted = comma_list(self.cfg.mono_langs)
+        corpora: list[Corpus] = []
+        for lang in wanted or monolingual_languages(directory, split):
+            prefix = monolingual_prefix(directory, split, lang)
+            if lang not in self.langs:
+                raise UserError(
+                    f"--mono-langs: {lang} is none of the languages {','.join(self.langs)}"
+                )
+            if prefix is not None:
+                corpora.append(self._denoising_corpus(prefix, lang))
+            elif required:
+                raise UserError(
+                    f"{directory} has no {split}.{lang}-None.{lang}.*: binarise it with "
+                    f"fairseq-preprocess --only-source or drop {lang} from --mono-langs"
+                )
+        if required and not corpora:
+            raise UserError(
+                f"--multitask has dae, but {directory} has no monolingual data "
+                f"({split}.LANG-None.LANG.*): binarise some or drop dae"
+            )
+        return corpora
+
+    def _denoising_corpus(self, prefix: Path, lang: str) -> DenoisingCorpus:
+        pair = Pair(lang, lang)
+        return DenoisingCorpus(
+            lang,
+            load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
+            noise=self.noise,
+            starts_word=word_starts(self.dictionary),
+            mask=self.dictionary.index(MASK),
+            eos=self.dictionary.eos(),
+            source_token=self._encoder_token(pair),
+            target_token=self._decoder_token(pair),
+        )
+
+    def _encoder_token(self, pair: Pair) -> int | None:
+        side = self.cfg.encoder_langtok
+        if side is None:
+            return None
+        return self.dictionary.index(language_token(pair.src if str(side) == "src" else pair.tgt))
+
+    def _decoder_token(self, pair: Pair) -> int | None:
+        if not self.cfg.decoder_langtok:
+            return None
+        return self.dictionary.index(language_token(pair.tgt))
+
+    def _collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return collate(
+            samples,
+            pad_idx=self.dictionary.pad(),
+            eos_idx=self.dictionary.eos(),
+            left_pad_source=self.cfg.left_pad_source,
+            pad_to_multiple=self.cfg.required_seq_len_multiple,
+        )
+
+    # Translation
+
+    def _direction_dataset(self, directory: Path, split: str, pair: Pair) -> LanguagePairDataset:
+        prefix = pair_prefix(directory, split, pair)
+        if prefix is None:
+            raise UserError(
+                f"{directory} has no {split}.{pair}.* nor {split}.{pair.reverse}.*: choose another "
+                "--gen-subset or direction"
+            )
+        corpus = self._parallel_corpus(prefix, pair)
+        return self._pair_dataset(corpus.source, corpus.src_sizes, corpus.target, corpus.tgt_sizes)
+
+    def _pair_dataset(
+        self, source: Any, src_sizes: Any, target: Any = None, tgt_sizes: Any = None
+    ) -> LanguagePairDataset:
+        return LanguagePairDataset(
+            source,
+            src_sizes,
+            self.dictionary,
+            target,
+            tgt_sizes,
+            self.dictionary,
+            left_pad_source=self.cfg.left_pad_source,
+            left_pad_target=False,
+        )
+
+    @exits_on_user_error
+    def build_dataset_for_inference(
+        self, src_tokens: list[Tensor], src_lengths: list[int], **kwargs: Any
+    ) -> FairseqDataset:
+        """Sentences of `fairseq-interactive`, without targets."""
+        if kwargs.get("constraints") is not None:
+            raise UserError("--constraints is not supported by multitask_multilingual: drop it")
+        token = self._encoder_token(self._required_direction())
+        source = prepend(ListDataset(src_tokens, np.asarray(src_lengths)), token)
+        return self._pair_dataset(source, source.sizes)
+
+    def _required_direction(self) -> Pair:
+        if self.direction is None:
+            raise UserError("translation needs a direction: give --source-lang and --target-lang")
+        return self.direction
+
+    @exits_on_user_error
+    def build_generator(
+        self,
+        models: list[Any],
+        args: Any,
+        seq_gen_cls: Any = None,
+        extra_gen_cls_kwargs: dict[str, Any] | None = None,
+        prefix_allowed_tokens_fn: Any = None,
+    ) -> Any:
+        """fairseq's generator, which leaves the language token out of its output."""
+        token = self._decoder_token(self._required_direction())
+        extra = dict(extra_gen_cls_kwargs or {})
+        if token is not None and not self.cfg.keep_inference_langtok:
+            extra["symbols_to_strip_from_output"] = {token}
+        return super().build_generator(
+            models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn
+        )
+
+    def inference_step(
+        self,
+        generator: Any,
+        models: list[Any],
+        sample: dict[str, Any],
+        prefix_tokens: Tensor | None = None,
+        constraints: Tensor | None = None,
+    ) -> Any:
+        """Translate a batch; the target's language token is forced first."""
+        token = self._decoder_token(self._required_direction())
+        if prefix_tokens is None and token is not None:
+            source = sample["net_input"]["src_tokens"]
+            prefix_tokens = source.new_full((source.size(0), 1), token)
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+
+    # Training
+
+    @exits_on_user_error
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        return super().build_model(cfg, from_checkpoint)
+
+    @exits_on_user_error
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Stock's step; every rank weighs its objectives by the token counts of all ranks."""
+        attach(optimizer, getattr(model, "topology", ExpertTopology()))
+        criterion.normalizers = normalizers(sample, ignore=ignore_grad)
+        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a translation run must agree with."""
+        return {"langs": self.langs, "lang_pairs": [str(pair) for pair in self.pairs]}
+
+    @exits_on_user_error
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint whose languages have other numbers than this run's."""
+        langs = state_dict.get("langs", self.langs)
+        if langs != self.langs:
+            raise UserError(
+                f"the checkpoint's languages are {','.join(langs)}, this run's are "
+                f"{','.join(self.langs)}: give --langs {','.join(langs)}"
+            )
+
+
+def _all_pairs(directory: Path) -> list[Pair]:
+    """Both directions of every pair with training data, else with any split of the usual names."""
+    for split in ("train", "valid", "test"):
+        stored = stored_pairs(directory, split)
+        if stored:
+            return sorted({*stored, *(pair.reverse for pair in stored)})
+    return []
+
