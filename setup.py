@@ -25,6 +25,9 @@ class build_py_with_start_up_files(build_py):  # noqa: N801 - named as setuptool
         start_up_files = [str(Path(self._wheel_root, name)) for name in START_UP_FILES]
         return super().get_outputs(include_bytecode) + start_up_files
 
+    def get_source_files(self) -> list[str]:
+        return [*super().get_source_files(), *START_UP_FILES]
+
     @property
     def _wheel_root(self) -> str:
         # An editable wheel takes nothing from build_lib; what belongs in it is "installed" there.

@@ -5,15 +5,15 @@
 explained) are imported when ``fairseq``, ``fairseq_cli`` or ``hydra`` is first imported, and a
 process that imports none of them never meets them.
 
-Environment variables, read when the first of those packages is imported:
+Environment variables, for whoever imports one of those packages:
 
 ``ZCODE_COMPAT_DISABLE``
     Mends to leave out, by name and separated by commas; ``all`` leaves out every one of them. For
     finding out whether a mend is to blame for something.
 ``ZCODE_COMPAT_ALLOW``
     Classes (``package.module.Class``, separated by commas) that checkpoints may hold besides those
-    that fairseq itself writes. A class named here is imported and its instances are rebuilt from
-    the file: name only classes, and open only files, that you trust.
+    that fairseq itself writes, from torch 2.6 on. A class named here is imported and its instances
+    are rebuilt from the file: name only classes, and open only files, that you trust.
 """
 
 from __future__ import annotations

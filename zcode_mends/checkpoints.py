@@ -12,12 +12,14 @@ from zcode_mends.mend import Mend, version
 
 
 def loads_safely_by_default(_: ModuleType) -> bool:
+    """Whether ``torch.load`` refuses unknown classes, as it does since torch 2.6."""
     import torch
 
     return version(torch.__version__) >= (2, 6)
 
 
 def allow(*classes: Any) -> None:
+    """Add to the allow-list: classes, or pairs of a class and the name that files know it by."""
     import torch
 
     torch.serialization.add_safe_globals(list(classes))
@@ -30,13 +32,12 @@ def _allow_namespace(_: ModuleType) -> None:
 def _allow_numpy(_: ModuleType) -> None:
     import numpy
 
-    core: Any = numpy.core if version(numpy.__version__) < (2, 0) else numpy._core  # type: ignore[attr-defined]
-    multiarray = core.multiarray
     dtypes = {type(numpy.dtype(code)) for code in "?bhilqBHILQefdg"}
     allow(numpy.ndarray, numpy.dtype, *dtypes)
-    for package in ("numpy.core", "numpy._core"):
-        for name in ("_reconstruct", "scalar"):
-            allow((getattr(multiarray, name), f"{package}.multiarray.{name}"))
+    for value in (numpy.zeros(0), numpy.float64(0)):
+        rebuild: Any = value.__reduce__()[0]
+        for package in ("numpy.core", "numpy._core"):  # numpy 1 and 2
+            allow((rebuild, f"{package}.multiarray.{rebuild.__name__}"))
 
 
 def _allow_broadcast_state(module: ModuleType) -> None:

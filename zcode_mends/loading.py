@@ -76,7 +76,8 @@ def find_mended_spec(
     after = [mend for mend in _enabled_mends() if name in mend.after]
     if not before and not after:
         return None
-    found = (finder.find_spec(name, path, target) for finder in finders)
+    modern = (finder for finder in finders if hasattr(finder, "find_spec"))
+    found = (finder.find_spec(name, path, target) for finder in modern)
     spec: ModuleSpec | None = next((spec for spec in found if spec is not None), None)
     if spec is not None and spec.loader is not None:
         # On the instance: the loader stays what it is to whoever asks it for source or data.

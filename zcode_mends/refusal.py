@@ -72,10 +72,11 @@ def _load_or_tell_why(checkpoint_utils: ModuleType) -> None:
         _allow_named_classes()
         try:
             return torch.load(file, *args, **options)
-        except (OSError, MemoryError):
-            raise
         except Exception as refusal:
-            raise CheckpointRefusedError(_one_line(file.name, refusal)) from None
+            if isinstance(refusal, (OSError, MemoryError)) or "Allocator" in str(refusal):
+                raise  # the machine's fault, not the file's
+            path = str(getattr(file, "name", file))
+            raise CheckpointRefusedError(_one_line(path, refusal)) from None
 
     checkpoint_utils.torch = StandIn(torch, load=load)  # type: ignore[attr-defined]
 

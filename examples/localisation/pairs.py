@@ -18,6 +18,8 @@ _PLACEHOLDER = re.compile(
     """,
     re.VERBOSE,
 )
+# Zero-width space, soft hyphen, byte order mark: they show nothing and split words.
+_INVISIBLE = dict.fromkeys((0x200B, 0x00AD, 0xFEFF))
 _MAX_CHARACTERS = 300
 _MAX_LENGTH_RATIO = 3.0
 # Below this many characters a ratio says nothing ("OK" and "Accettare").
@@ -25,8 +27,8 @@ _RATIO_FREE_CHARACTERS = 12
 
 
 def one_line(text: str) -> str:
-    """NFC-normalise `text` and replace every run of white space by one space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """Return `text` in NFC, without invisible characters, white space as single spaces."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split())
 
 
 def placeholders(text: str) -> Counter[str]:

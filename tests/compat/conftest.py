@@ -1,4 +1,4 @@
-"""Stock fairseq's console scripts as subprocesses, with tiny data and a tiny model to run them on."""
+"""Stock fairseq's console scripts as subprocesses, and tiny data and a tiny model for them."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def stock() -> Run:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory, stock: Run) -> Path:
-    """Binarised: 16 pairs de-en, of 1 to 8 words, as train and valid; the German alone in ``lm``."""
+    """Binarised: 16 pairs de-en of 1 to 8 words, as train and valid; the German alone in ``lm``."""
     raw = tmp_path_factory.mktemp("raw")
     draw = random.Random(1)
     sources = [" ".join(draw.choices("abcdefgh", k=1 + i % 8)) for i in range(16)]
@@ -88,3 +88,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, train: Run) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return save_dir / "checkpoint_last.pt"
+
+
+@pytest.fixture(scope="session")
+def generate(data: Path, stock: Run) -> Run:
+    """Translates the validation set with a checkpoint, by stock fairseq-generate on the CPU."""
+
+    def run(path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+        options = ("--gen-subset=valid", "--path", path, "--max-tokens=64", "--max-len-b=5")
+        return stock("fairseq-generate", data, "--cpu", *options, **environment)
+
+    return run

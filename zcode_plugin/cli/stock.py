@@ -26,11 +26,16 @@ WORKER = Path(__file__).with_name("stock_worker.py")
 
 @dataclass(frozen=True)
 class StockJob:
-    """One call of a stock command: its arguments, and the file its output goes to."""
+    """One call of a stock command: its arguments, and the file its standard output goes to."""
 
     name: str
     arguments: tuple[str, ...]
-    log: Path
+    output: Path
+
+    @property
+    def errors(self) -> Path:
+        """The file that standard error goes to; in one file it could break lines of the output."""
+        return self.output.with_name(self.output.name + ".stderr")
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,13 @@ class StockResult:
     @property
     def last_line(self) -> str:
         """The last line that the job wrote; after a traceback that is the error itself."""
-        lines = self.job.log.read_text(encoding="utf-8", errors="replace").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+        return next((line for line in reversed(self.log.splitlines()) if line.strip()), "no output")
+
+    @property
+    def log(self) -> str:
+        """What the job wrote to standard output, then to standard error; fairseq logs to either."""
+        paths = (self.job.output, self.job.errors)
+        return "".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)
 
     @property
     def reason(self) -> str:
@@ -64,8 +74,8 @@ class StockCommand:
         workers: how many jobs may run at a time.
         threads: how many threads each of them may use.
         """
-        self._stderr = tempfile.TemporaryFile()
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed by __exit__
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONUTF8": "1"}
         self._process = subprocess.Popen(
             [sys.executable, str(WORKER), module, str(workers)],
             stdin=subprocess.PIPE,
@@ -105,7 +115,10 @@ class StockCommand:
         assert self._process.stdout is not None
         results: dict[int, StockResult] = {}
         try:
-            json.dump([[*job.arguments, str(job.log)] for job in jobs], self._process.stdin)
+            json.dump(
+                [[*job.arguments, str(job.output), str(job.errors)] for job in jobs],
+                self._process.stdin,
+            )
             self._process.stdin.close()
             for line in self._process.stdout:
                 report = json.loads(line)

@@ -2,8 +2,8 @@
 
 Run as a script, `stock_worker.py MODULE WORKERS`: it must not import the package it lies in, since
 `--user-dir` imports that package after fairseq, as in the stock console scripts. Jobs come as one
-JSON list on standard input, each a list of arguments with the log's path last; a line of JSON on
-standard output reports each job's end.
+JSON list on standard input, each a list of arguments followed by the files for standard output and
+standard error; a line of JSON on standard output reports each job's end.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=DeprecationWarning, message=".*fork.*")
 
     running: dict[int, tuple[int, float]] = {}
-    for index, (*arguments, log) in enumerate(json.load(sys.stdin)):
+    for index, (*arguments, output, errors) in enumerate(json.load(sys.stdin)):
         if len(running) == workers:
             report_one(running, reports)
         process = os.fork()
         if process == 0:
-            run_job(command, arguments, log)
+            run_job(command, arguments, output, errors)
         running[process] = (index, time.monotonic())
     while running:
         report_one(running, reports)
@@ -53,12 +53,11 @@ def report_one(running: dict[int, tuple[int, float]], reports: TextIO) -> None:
     print(json.dumps(report), file=reports, flush=True)
 
 
-def run_job(command: Any, arguments: list[str], log: str) -> None:
-    """In the forked process: run the command with its output in `log`. Does not return."""
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def run_job(command: Any, arguments: list[str], output: str, errors: str) -> None:
+    """In the forked process: run the command with its output in files. Does not return."""
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for descriptor, path in ((1, output), (2, errors)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), descriptor)
     name = command.__name__
     if uses_gpu():
         # A forked process must not touch a GPU that its parent has touched: start afresh.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,8 @@ from fairseq.data import FairseqDataset, data_utils
 
 from zcode_plugin.data.corpora import Corpus, Example
 from zcode_plugin.data.sampling import draw_rows, split_total, temperature_ratios
+
+logger = logging.getLogger(__name__)
 
 # An index says which objective, which repetition within the epoch, and which example: a repeated
 # example gets fresh noise.
@@ -26,11 +29,13 @@ class Stream:
         name: the objective.
         corpora: one for each direction or language.
         temperature: of the sampling; None takes every row once, in order.
+        max_tokens: tokens of a batch; None for the run's `--max-tokens`.
     """
 
     name: str
     corpora: Sequence[Corpus]
     temperature: float | None
+    max_tokens: int | None = None
     corpus_of: np.ndarray = field(init=False)
     row_of: np.ndarray = field(init=False)
     src_sizes: np.ndarray = field(init=False)
@@ -172,12 +177,21 @@ class MultitaskDataset(FairseqDataset):
         for number, stream in enumerate(self.streams):
             mine = indices[indices >> _OBJECTIVE_SHIFT == number]
             rows = mine & _ROW_MASK
-            lengths = np.maximum(stream.src_sizes[rows], stream.tgt_sizes[rows])
+            lengths = np.maximum(stream.src_sizes[rows], stream.tgt_sizes[rows]).astype(np.int64)
+            limit = stream.max_tokens if self.joint and stream.max_tokens else max_tokens
+            if limit is not None and len(lengths) and lengths.max() > limit:
+                logger.warning(
+                    "%d sentences of %s are longer than a batch of %d tokens and left out",
+                    int((lengths > limit).sum()),
+                    stream.name,
+                    limit,
+                )
+                mine, lengths = mine[lengths <= limit], lengths[lengths <= limit]
             places = data_utils.batch_by_size(
                 np.arange(len(mine), dtype=np.int64),
                 num_tokens_fn=None,
-                num_tokens_vec=lengths.astype(np.int64),
-                max_tokens=max_tokens,
+                num_tokens_vec=lengths,
+                max_tokens=limit,
                 max_sentences=max_sentences,
                 required_batch_size_multiple=required_batch_size_multiple,
             )
@@ -196,8 +210,7 @@ class MultitaskDataset(FairseqDataset):
             order = rng.permutation(len(batches))
             columns.append(
                 [
-                    batches[order[step % len(batches)]]
-                    + (step // len(batches) << _REPEAT_SHIFT)
+                    batches[order[step % len(batches)]] + (step // len(batches) << _REPEAT_SHIFT)
                     for step in range(length)
                 ]
             )

@@ -29,23 +29,44 @@ def parse_objectives(text: str) -> tuple[Objective, ...]:
     Raises:
         UserError: an unknown or repeated name, a weight that is no positive number.
     """
-    weights: dict[str, float] = {}
+    weights = _by_name("--multitask", text, default="1")
+    if not weights:
+        raise UserError('--multitask is empty: give objectives and weights, such as "mt:1,dae:0.5"')
+    return tuple(Objective(name, weights[name]) for name in KNOWN if name in weights)
+
+
+def parse_token_budgets(text: str, objectives: tuple[Objective, ...]) -> dict[str, int]:
+    """`"mt:4096,dae:1024"` -> tokens of a batch for the objectives that are named.
+
+    Raises:
+        UserError: an objective that is not trained, a number that is not positive.
+    """
+    flag = "--multitask-max-tokens"
+    budgets = {name: int(number) for name, number in _by_name(flag, text).items()}
+    trained = [objective.name for objective in objectives]
+    for name, number in budgets.items():
+        if name not in trained:
+            raise UserError(f"{flag} {text!r}: {name} is not among --multitask {','.join(trained)}")
+        if number < 1:
+            raise UserError(f"{flag} {text!r}: {name} needs at least 1 token")
+    return budgets
+
+
+def _by_name(flag: str, text: str, default: str = "") -> dict[str, float]:
+    """Positive numbers by objective."""
+    numbers: dict[str, float] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, number = item.partition(":")
         if name not in KNOWN:
             raise UserError(
-                f"--multitask {text!r}: unknown objective {name!r}, choose from {', '.join(KNOWN)}"
+                f"{flag} {text!r}: unknown objective {name!r}, choose from {', '.join(KNOWN)}"
             )
-        if name in weights:
-            raise UserError(f"--multitask {text!r}: {name} stands there twice, give it once")
+        if name in numbers:
+            raise UserError(f"{flag} {text!r}: {name} stands there twice, give it once")
         try:
-            weights[name] = float(number or 1)
+            numbers[name] = float(number or default)
         except ValueError:
-            weights[name] = -1.0
-        if not 0 < weights[name] < float("inf"):
-            raise UserError(
-                f"--multitask {text!r}: weight {number!r} of {name} must be a positive number"
-            )
-    if not weights:
-        raise UserError('--multitask is empty: give objectives and weights, such as "mt:1,dae:0.5"')
-    return tuple(Objective(name, weights[name]) for name in KNOWN if name in weights)
+            numbers[name] = -1.0
+        if not 0 < numbers[name] < float("inf"):
+            raise UserError(f"{flag} {text!r}: the number {number!r} of {name} must be positive")
+    return numbers

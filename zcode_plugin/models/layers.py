@@ -62,7 +62,7 @@ class _ExpertFeedForward:
     _stats: Tensor | None = None
 
     def _install(self, moe_layer: MOELayer) -> None:
-        del self.fc1, self.fc2
+        del self.fc1, self.fc2  # type: ignore[has-type]
         self.fc1, self.fc2 = self._apply_experts, _identity
         self.moe_layer = moe_layer
         self.activation_fn = _identity

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_to_all_single
 
 
 @dataclass(frozen=True)
@@ -34,17 +34,32 @@ class Exchange:
 
     def dispatch(self, x_AM: Tensor) -> Tensor:
         """[A, M] rows grouped by expert -> [R, M] rows of this rank's experts, grouped alike."""
-        received = x_AM.new_empty(sum(self.received), x_AM.size(1))
-        received = all_to_all_single(received, x_AM, self.received, self.sent, self.group)
+        received = _AllToAll.apply(x_AM, self.sent, self.received, self.group)
         return received.index_select(0, self.to_expert)
 
     def combine(self, y_RM: Tensor) -> Tensor:
         """[R, M] results -> [A, M], in the order in which `dispatch` was given the rows."""
         back = torch.empty_like(self.to_expert)
         back[self.to_expert] = torch.arange(back.numel(), device=back.device)
-        returned = y_RM.new_empty(sum(self.sent), y_RM.size(1))
         y_RM = y_RM.index_select(0, back)
-        return all_to_all_single(returned, y_RM, self.sent, self.received, self.group)
+        return _AllToAll.apply(y_RM, self.received, self.sent, self.group)
+
+
+class _AllToAll(torch.autograd.Function):
+    """Rows to and from every rank; the gradients take the way back."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
+    ) -> Tensor:
+        ctx.send, ctx.receive, ctx.group = send, receive, group
+        output = x.new_empty(sum(receive), *x.shape[1:])
+        dist.all_to_all_single(output, x.contiguous(), receive, send, group=group)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _AllToAll.apply(grad, ctx.receive, ctx.send, ctx.group), None, None, None
 
 
 def plan_exchange(kept_E: Tensor, group: dist.ProcessGroup) -> Exchange:

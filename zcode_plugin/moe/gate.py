@@ -122,17 +122,18 @@ class TopKGate(nn.Module):
         return GateOutput(routing, weight_A, stats)
 
     def _logits(self, x_TM: Tensor) -> Tensor:
-        """float32 [T, E], with jitter in training."""
+        """[T, E] of at least float32, with jitter in training."""
         weight = self.wg.weight
+        precise = torch.promote_types(x_TM.dtype, torch.float32)
         if self.options.fp32:
-            x_TM, weight = x_TM.float(), weight.float()
+            x_TM, weight = x_TM.to(precise), weight.to(precise)
         if self.training and self.options.jitter_eps > 0:
             noise_TM = torch.empty_like(x_TM).uniform_(
                 1 - self.options.jitter_eps, 1 + self.options.jitter_eps
             )
             x_TM = x_TM * noise_TM
         with torch.autocast(x_TM.device.type, enabled=False):
-            return nn.functional.linear(x_TM, weight).float()
+            return nn.functional.linear(x_TM, weight).to(precise)
 
     def _combine_weights(self, score_TK: Tensor, routing: Routing) -> Tensor:
         """float32 [A]: the scores of the kept assignments, normalised as the options say."""

@@ -70,7 +70,7 @@ class _GroupedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, x_AI: Tensor, weight_LOI: Tensor, bias_LO: Tensor | None, kept: list[int]
     ) -> Tensor:
         ctx.save_for_backward(x_AI, weight_LOI)
@@ -86,7 +86,7 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_AO: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_AO: Tensor) -> tuple[Tensor | None, ...]:
         x_AI, weight_LOI = ctx.saved_tensors
         grad_AO = grad_AO.contiguous()
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]

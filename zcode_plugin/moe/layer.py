@@ -49,11 +49,13 @@ class MOELayer(FairscaleMOELayer):
                 parameter.expert = True  # type: ignore[attr-defined]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MOELayer:
-        # fairseq's EMA deep-copies the model; process groups cannot be copied and must not be.
+        # fairseq's EMA deep-copies the model; process groups cannot be copied and must not be,
+        # and the loss of the last call is no leaf.
         memo[id(self.group)] = self.group
+        state = {name: value for name, value in self.__dict__.items() if name != "l_aux"}
         copy = self.__class__.__new__(self.__class__)
         memo[id(self)] = copy
-        copy.__dict__ = deepcopy(self.__dict__, memo)
+        copy.__dict__ = deepcopy(state, memo)
         return copy
 
     def forward(self, *input: Tensor, **kwargs: Any) -> Tensor:
@@ -89,4 +91,3 @@ class MOELayer(FairscaleMOELayer):
         exchange = plan_exchange(routing.kept_E, self.group)
         y_RM = self.experts(exchange.dispatch(x_AM), exchange.kept)
         return exchange.combine(y_RM)
-

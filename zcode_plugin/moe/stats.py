@@ -46,7 +46,8 @@ class LayerStats:
     @classmethod
     def unpack(cls, vector: Tensor) -> LayerStats:
         """Inverse of `pack`."""
-        return cls(*vector[: len(_SCALARS)].unbind(), vector[len(_SCALARS) :])
+        scalars = dict(zip(_SCALARS, vector[: len(_SCALARS)].unbind(), strict=True))
+        return cls(**scalars, load_E=vector[len(_SCALARS) :])
 
 
 def log_values(layers: Sequence[Tensor]) -> dict[str, Tensor]:

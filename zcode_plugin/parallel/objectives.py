@@ -20,7 +20,9 @@ def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, fl
             ranks.
         ignore: True for a batch that stands in for a missing one and must not count.
     """
-    names = [name for name in sample if isinstance(sample[name], dict) and "ntokens" in sample[name]]
+    names = [
+        name for name in sample if isinstance(sample[name], dict) and "ntokens" in sample[name]
+    ]
     if len(names) < 2:
         return dict.fromkeys(names, 1.0)
     counts = torch.tensor(

@@ -73,9 +73,7 @@ def _distributed_topology(size: int, world: int, rank: int) -> ExpertTopology:
         )
     if size == 1:
         return ExpertTopology(data_size=world, data_group=dist.group.WORLD)
-    groups = [
-        dist.new_group(list(range(start, start + size))) for start in range(0, world, size)
-    ]
+    groups = [dist.new_group(list(range(start, start + size))) for start in range(0, world, size)]
     data_size = world // size
     data_groups = (
         [dist.new_group(list(range(place, world, size))) for place in range(size)]

@@ -37,6 +37,13 @@ class MultitaskMultilingualConfig(FairseqDataclass):
             "restores noised monolingual text; the loss is the weighted sum of their means"
         },
     )
+    multitask_max_tokens: str = field(
+        default="",
+        metadata={
+            "help": 'tokens of a batch for single objectives, such as "dae:1024" '
+            "(default: --max-tokens for each)"
+        },
+    )
     lang_pairs: Optional[str] = field(
         default=None,
         metadata={

@@ -38,7 +38,7 @@ from zcode_plugin.data.languages import (
     stored_pairs,
 )
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
-from zcode_plugin.data.objectives import parse_objectives
+from zcode_plugin.data.objectives import parse_objectives, parse_token_budgets
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.parallel.gradients import attach
 from zcode_plugin.parallel.objectives import normalizers
@@ -79,23 +79,20 @@ class MultitaskMultilingualTask(FairseqTask):
         self.langs = langs
         self.pairs = pairs
         self.objectives = parse_objectives(cfg.multitask)
-        self.direction = Pair(cfg.source_lang, cfg.target_lang) if cfg.source_lang else None
+        self.token_budgets = parse_token_budgets(cfg.multitask_max_tokens, self.objectives)
+        self.direction = _direction(cfg)
         self.temperature, self.noise = temperature(cfg), noise(cfg)
 
     @classmethod
     @exits_on_user_error
     def setup_task(cls, cfg: MultitaskMultilingualConfig, **kwargs: Any) -> FairseqTask:
         """Find the languages, load and complete the dictionary."""
-        if bool(cfg.source_lang) != bool(cfg.target_lang):
-            raise UserError("--source-lang and --target-lang belong together: give both or none")
         directory = Path(utils.split_paths(cfg.data)[0])
         if not directory.is_dir():
             raise UserError(f"no data directory {directory}: make one with zcode prepare")
         pairs = [Pair.parse(text) for text in comma_list(cfg.lang_pairs)] or _all_pairs(directory)
-        if cfg.source_lang:
-            needed = [*pairs, Pair(cfg.source_lang, cfg.target_lang)]
-        else:
-            needed = pairs
+        direction = _direction(cfg)
+        needed = [*pairs, direction] if direction else pairs
         langs = resolve_languages(directory, comma_list(cfg.langs), cfg.lang_dict, needed)
         if not langs:
             raise UserError(f"{directory} holds no binarised pairs: name languages with --langs")
@@ -150,6 +147,7 @@ class MultitaskMultilingualTask(FairseqTask):
                 objective.name,
                 self._corpora(objective.name, directory, split, required=is_train),
                 self.temperature if is_train else None,
+                self.token_budgets.get(objective.name),
             )
             for objective in self.objectives
         ]
@@ -280,7 +278,7 @@ class MultitaskMultilingualTask(FairseqTask):
             raise UserError("--constraints is not supported by multitask_multilingual: drop it")
         token = self._encoder_token(self._required_direction())
         source = prepend(ListDataset(src_tokens, np.asarray(src_lengths)), token)
-        return self._pair_dataset(source, source.sizes)
+        return self._pair_dataset(source, source.sizes)  # type: ignore[attr-defined]
 
     def _required_direction(self) -> Pair:
         if self.direction is None:
@@ -356,6 +354,15 @@ class MultitaskMultilingualTask(FairseqTask):
                 f"the checkpoint's languages are {','.join(langs)}, this run's are "
                 f"{','.join(self.langs)}: give --langs {','.join(langs)}"
             )
+
+
+def _direction(cfg: MultitaskMultilingualConfig) -> Pair | None:
+    """The direction of a translation run, None in training."""
+    if cfg.source_lang and cfg.target_lang:
+        return Pair(cfg.source_lang, cfg.target_lang)
+    if cfg.source_lang or cfg.target_lang:
+        raise UserError("--source-lang and --target-lang belong together: give both or none")
+    return None
 
 
 def _all_pairs(directory: Path) -> list[Pair]:

@@ -63,14 +63,14 @@ def binarise(
         folder = work / "binarised" / "-".join(langs)
         folder.mkdir(parents=True)
         arguments = preprocess_arguments(members, work / "encoded", work / "dictionary.txt", folder)
-        jobs.append(StockJob("-".join(langs), arguments, folder / "log"))
+        jobs.append(StockJob("-".join(langs), arguments, folder / "output"))
 
     statistics: list[SideStatistics] = []
     for result, members in zip(command.run(jobs), sets.values(), strict=True):
         if result.exit_code != 0:
             raise UserError(f"fairseq-preprocess failed for {result.job.name}: {result.reason}")
-        statistics += read_report(result.job.log.read_text(encoding="utf-8"), members)
-        for path in result.job.log.parent.glob("*.*-*.*.*"):
+        statistics += read_report(result.log, members)
+        for path in result.job.output.parent.glob("*.*-*.*.*"):
             path.rename(destination / path.name)
     return statistics
 
@@ -94,7 +94,8 @@ def read_report(log: str, texts: Iterable[CleanText]) -> list[SideStatistics]:
 
 def statistics_rows(statistics: Iterable[SideStatistics]) -> list[list[str]]:
     """Rows of a table, header first: one row a pair or language and split."""
-    rows = [["data", "split", "sentences", "tokens", "unk %", "tokens", "unk %"]]
+    header = ["data", "split", "sentences", "src tokens", "unk %", "tgt tokens", "unk %"]
+    rows = [header]
     by_text: dict[tuple[str, str], list[SideStatistics]] = {}
     for side in statistics:
         by_text.setdefault((side.name, side.split), []).append(side)

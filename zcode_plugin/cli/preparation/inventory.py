@@ -205,7 +205,8 @@ def _parallel(
     for lang in langs:
         if lang not in found:
             missing = folder / f"{split}.{'-'.join(langs)}.{lang}"
-            raise UserError(f"{missing} is missing: its other side, {[*found.values()][0]}, exists")
+            other = next(iter(found.values()))
+            raise UserError(f"{missing} is missing, but its other side, {other}, is there")
     return ParallelText(split, langs, (found[langs[0]], found[langs[1]]))
 
 

@@ -87,7 +87,7 @@ def is_up_to_date(folder: Path, wanted: Mapping[str, Any], force: bool) -> bool:
 
 @contextmanager
 def partial_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final`, which takes its place when the work ends well and is removed else."""
+    """A folder beside `final`: takes its place when the work ends well, is removed when not."""
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(final)
     partial = final.with_name(f"{final.name}.partial-{os.getpid()}")

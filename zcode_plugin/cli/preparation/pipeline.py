@@ -11,7 +11,7 @@ from typing import Any
 from zcode_plugin.cli.console import count, step
 from zcode_plugin.cli.preparation import subwords
 from zcode_plugin.cli.preparation.binarise import SideStatistics, binarise
-from zcode_plugin.cli.preparation.inventory import Inventory, Selection
+from zcode_plugin.cli.preparation.inventory import SPLITS, Inventory, Selection
 from zcode_plugin.cli.preparation.reading import (
     CleanText,
     clean_monolingual,
@@ -97,7 +97,11 @@ def _clean(plan: Plan, folder: Path) -> list[CleanText]:
             f"{sum(text.sentences for text in mono):,} monolingual"
             + (f", {count(skipped, 'blank line')} left out" if skipped else "")
         )
-    return aligned + mono
+    return sorted(aligned, key=_order) + sorted(mono, key=_order)
+
+
+def _order(text: CleanText) -> tuple[str, int]:
+    return text.name, SPLITS.index(text.split)
 
 
 def _check_parallel(texts: Sequence[CleanText], selection: Selection) -> None:
@@ -119,7 +123,7 @@ def _languages(texts: Sequence[CleanText], selection: Selection) -> tuple[str, .
     there = sorted({lang for text in texts for lang in text.langs})
     for lang in selection.langs or ():
         if lang not in there:
-            raise UserError(f"--langs {lang}: there is no text in it, only {', '.join(there)}")
+            raise UserError(f"--langs {lang}: there is no text in it; leave it out")
     return selection.langs or tuple(there)
 
 

@@ -1,4 +1,4 @@
-"""Reads text as users have it and writes it as clean lines, or says which line of which file is bad.
+"""Reads text as users have it; writes it as clean lines or names the file and line that is bad.
 
 Clean text: UTF-8, one sentence a line, every run of white space one space, no line blank.
 """

@@ -1,4 +1,4 @@
-"""SentencePiece: the training text, the model, the encoded text, and fairseq's shared dictionary."""
+"""SentencePiece: training text, model, encoded text; and fairseq's shared dictionary."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def _training_remedy(message: str, options: SubwordOptions) -> str:
         )
     if match := re.search(r"required_chars\. \d+ vs (\d+)", message):
         return (
-            f"--vocab-size {options.vocab_size} is less than the {match[1]} characters that must "
-            f"be covered: use more, or less than --character-coverage {options.character_coverage}"
+            f"--vocab-size {options.vocab_size} is less than the {match[1]} pieces that single "
+            f"characters need: use more, or lower --character-coverage {options.character_coverage}"
         )
     return f"SentencePiece cannot be trained on this text: {message}"
 

@@ -1,0 +1,85 @@
+"""Checkpoints of expert-parallel runs, made up: what each rank writes, and what one process would."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+State = dict[str, Any]
+
+LAYERS = ("encoder.layers.1.moe_layer", "decoder.layers.0.moe_layer")
+EXPERTS, D_MODEL, D_FFN = 4, 3, 5
+
+
+def whole_model() -> dict[str, torch.Tensor]:
+    """All weights, as one process has them; input and output embeddings are one tensor."""
+    draw = torch.Generator().manual_seed(1)
+    embeddings = torch.randn(7, D_MODEL, generator=draw)
+    model = {
+        "encoder.embed_tokens.weight": embeddings,
+        "decoder.output_projection.weight": embeddings,
+        "encoder.version": torch.tensor([3.0]),
+        "encoder.layers.0.fc1.weight": torch.randn(D_FFN, D_MODEL, generator=draw).half(),
+    }
+    for layer in LAYERS:
+        model[f"{layer}.gate.wg.weight"] = torch.randn(EXPERTS, D_MODEL, generator=draw)
+        for name, shape in (("weight", (EXPERTS, D_FFN, D_MODEL)), ("bias", (EXPERTS, D_FFN))):
+            stacked = torch.randn(shape, generator=draw)
+            for expert in range(EXPERTS):
+                model[f"{layer}.experts.{expert}.fc1.{name}"] = stacked[expert]
+    return model
+
+
+def rank_model(rank: int, size: int) -> dict[str, torch.Tensor]:
+    """The weights of one of `size` ranks: its experts are views of one stacked tensor a layer."""
+    local = EXPERTS // size
+    first = rank % size * local
+    model = {key: value for key, value in whole_model().items() if ".experts." not in key}
+    model["decoder.output_projection.weight"] = model["encoder.embed_tokens.weight"]
+    whole = whole_model()
+    for layer in LAYERS:
+        for name in ("fc1.weight", "fc1.bias"):
+            keys = [f"{layer}.experts.{first + index}.{name}" for index in range(local)]
+            stacked = torch.stack([whole[key] for key in keys])
+            model.update(zip(keys, stacked.unbind(), strict=True))
+    return model
+
+
+def rank_state(rank: int, size: int = 2, world: int | None = None) -> State:
+    """A checkpoint of one rank as fairseq's trainer saves it."""
+    return {
+        "args": None,
+        "cfg": {
+            "_name": None,
+            "model": Namespace(arch="moe_transformer", base_layers=1, expert_parallel_size=size),
+            "task": {"_name": "multitask_multilingual", "langs": "de,en"},
+            "distributed_training": {"distributed_world_size": world or size},
+            "checkpoint": {"checkpoint_suffix": f"-rank-{rank}"},
+        },
+        "model": rank_model(rank, size),
+        "criterion": None,
+        "optimizer_history": [{"criterion_name": "C", "optimizer_name": "O", "num_updates": 40}],
+        "task_state": {},
+        "extra_state": {
+            "train_iterator": {"epoch": 2, "iterations_in_epoch": 5},
+            "val_loss": 1.5,
+            "ema": rank_model(rank, size),
+        },
+        "last_optimizer_state": {"state": {0: torch.zeros(100)}},
+    }
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., dict[int, Path]]:
+    """Writes the states of ranks 0, 1, ... to `checkpoint_last-rank-N.pt`; paths by rank."""
+
+    def save(*states: State) -> dict[int, Path]:
+        paths = {rank: tmp_path / f"checkpoint_last-rank-{rank}.pt" for rank in range(len(states))}
+        for rank, path in paths.items():
+            torch.save(states[rank], path)
+        return paths
+
+    return save

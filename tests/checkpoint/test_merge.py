@@ -1,0 +1,1 @@
+"""Rank files merged: bit for bit what one process would have saved, or refused."""

@@ -1,0 +1,125 @@
+"""Joint batches: a part of each objective in each, drawn anew each epoch, repeatable."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
+
+
+class Numbered:
+    """Sentences of known lengths; an example shows its row and its noise key."""
+
+    def __init__(self, name: str, sizes: list[int]):
+        self.name = name
+        self.src_sizes = self.tgt_sizes = np.array(sizes)
+
+    def __len__(self) -> int:
+        return len(self.src_sizes)
+
+    def example(self, row: int, key: tuple[int, ...]) -> dict[str, Any]:
+        return {"source": torch.tensor([row]), "target": torch.tensor(key)}
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    return {
+        "rows": sorted(int(sample["source"][0]) for sample in samples),
+        "keys": sorted(tuple(sample["target"].tolist()) for sample in samples),
+    }
+
+
+def build(joint: bool = True, temperature: float | None = 1.0, **sizes: list[int]) -> Any:
+    streams = [
+        Stream(name, [Numbered(name, lengths)], temperature) for name, lengths in sizes.items()
+    ]
+    return MultitaskDataset(streams, collate, seed=1, joint=joint)
+
+
+def batches(dataset: MultitaskDataset, max_tokens: int = 40) -> list[dict[str, Any]]:
+    sampler = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=max_tokens)
+    return [dataset.collater([dataset[index] for index in batch]) for batch in sampler]
+
+
+def test_every_batch_holds_every_objective_and_each_row_comes_once() -> None:
+    made = batches(build(mt=[5] * 64, dae=[5] * 64))
+    assert len(made) == 8
+    for batch in made:
+        assert list(batch) == ["mt", "dae"]
+    for name in ("mt", "dae"):
+        assert sorted(row for batch in made for row in batch[name]["rows"]) == list(range(64))
+
+
+def test_the_first_objective_makes_the_epoch() -> None:
+    long, short = [5] * 64, [5] * 16
+    assert len(batches(build(mt=long, dae=short))) == 8
+    assert len(batches(build(mt=short, dae=long))) == 2
+
+
+def test_a_repeated_example_gets_fresh_noise() -> None:
+    made = batches(build(mt=[5] * 64, dae=[5] * 16))
+    keys = [key for batch in made for key in batch["dae"]["keys"]]
+    assert len(keys) == 64
+    assert len(set(keys)) == 64
+
+
+def test_an_epoch_repeats_itself_and_differs_from_others() -> None:
+    dataset = build(mt=list(range(1, 40)), dae=list(range(1, 40)))
+    first = batches(dataset)
+    dataset.set_epoch(2)
+    second = batches(dataset)
+    dataset.set_epoch(1)
+    assert batches(dataset) == first
+    assert second != first
+    assert batches(build(mt=list(range(1, 40)), dae=list(range(1, 40)))) == first
+
+
+def test_validation_batches_hold_one_objective_in_the_given_order() -> None:
+    made = batches(build(joint=False, temperature=None, mt=[5] * 20, dae=[5] * 10))
+    assert [list(batch) for batch in made] == [["mt"]] * 3 + [["dae"]] * 2
+
+
+def test_batches_keep_to_the_limits() -> None:
+    dataset = build(mt=[3, 9, 5, 7, 2, 8] * 5)
+    sampler = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=20, max_sentences=3)
+    for batch in sampler:
+        sizes = [dataset.size(index)[0] for index in batch]
+        assert len(sizes) <= 3
+        assert len(sizes) * max(sizes) <= 20
+
+
+def test_an_objective_may_have_a_limit_of_its_own() -> None:
+    streams = [
+        Stream("mt", [Numbered("mt", [5] * 64)], 1.0),
+        Stream("dae", [Numbered("dae", [5] * 64)], 1.0, max_tokens=20),
+    ]
+    dataset = MultitaskDataset(streams, collate, seed=1, joint=True)
+    for batch in batches(dataset):
+        assert len(batch["mt"]["rows"]) == 8
+        assert len(batch["dae"]["rows"]) == 4
+
+
+def test_sentences_longer_than_a_batch_are_left_out() -> None:
+    made = batches(build(mt=[5, 50, 5]))
+    assert sorted(row for batch in made for row in batch["mt"]["rows"]) == [0, 2]
+
+
+def test_too_long_sentences_are_filtered() -> None:
+    dataset = build(mt=[3, 30, 5], dae=[40, 2])
+    kept, ignored = dataset.filter_indices_by_size(dataset.ordered_indices(), (20, 20))
+    assert [dataset.size(index) for index in ignored] == [(30, 30), (40, 40)]
+    assert sorted(dataset.size(index)[0] for index in kept) == [2, 3, 5]
+    assert len(dataset.filter_indices_by_size(kept, None)[0]) == 3
+
+
+@pytest.mark.parametrize("temperature", [1.0, 5.0])
+def test_corpora_share_an_epoch_by_temperature(temperature: float) -> None:
+    corpora = [Numbered("large", [4] * 900), Numbered("small", [4] * 100)]
+    stream = Stream("mt", corpora, temperature)
+    stream.draw(seed=1, epoch=1)
+    share = np.bincount(stream.corpus_of) / 1000
+    expected = 900 ** (1 / temperature) / (900 ** (1 / temperature) + 100 ** (1 / temperature))
+    assert share[0] == pytest.approx(expected, abs=0.001)

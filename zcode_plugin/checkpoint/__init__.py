@@ -1,0 +1,1 @@
+"""fairseq checkpoints of Mixture-of-Experts models; the one owner of file names and keys."""

@@ -1,0 +1,102 @@
+"""Checkpoint files: read behind torch's safe loader, written whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zcode_plugin.errors import UserError
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU as fairseq reads it: only classes on its allow-list are loaded.
+
+    Raises:
+        UserError: the file cannot be read, is damaged, is no fairseq checkpoint, or holds a class
+            that is not on the list.
+    """
+    checkpoint_utils = _fairseq_checkpoint_utils()
+    _check_sums(path)
+    try:
+        with path.open("rb") as file:
+            # fairseq's own torch: where its loader is mended, the allow-list comes with it.
+            state = checkpoint_utils.torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(str(error).partition("\n")[0]) from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: no checkpoint, or not a whole one; save it again") from error
+    return _checked(state, path)
+
+
+def load_options(path: Path) -> dict[str, Any]:
+    """Read a checkpoint for what is beside its weights; those are mapped, not read, where possible.
+
+    Raises:
+        UserError: as `load`.
+    """
+    import torch
+
+    _fairseq_checkpoint_utils()  # which makes the allow-list known
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
+        return load(path)  # an old format, which cannot be mapped, or an error, which this tells
+    return _checked(state, path)
+
+
+def save(state: Mapping[str, Any], path: Path) -> int:
+    """Write a checkpoint under a temporary name, then rename it.
+
+    Returns:
+        Its size in bytes.
+
+    Raises:
+        UserError: it cannot be written; nothing is left behind.
+    """
+    import torch
+
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        torch.save(dict(state), partial)
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
+        raise UserError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return path.stat().st_size
+
+
+def _fairseq_checkpoint_utils() -> Any:
+    """Import fairseq without what it says about packages that nothing here needs."""
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        from fairseq import checkpoint_utils
+    return checkpoint_utils
+
+
+def _checked(state: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(state, dict) or not isinstance(state.get("model"), dict):
+        raise UserError(f"{path}: no fairseq checkpoint: it holds no model")
+    return state
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums of the file's parts, which torch writes and does not look at."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, zipfile.BadZipFile):
+        return  # the loader says what is wrong
+    if damaged is not None:
+        raise UserError(f"{path}: damaged ({damaged} fails its checksum); copy or save it again")

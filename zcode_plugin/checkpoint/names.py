@@ -1,0 +1,74 @@
+"""Names of checkpoint files and of the entries of experts in them.
+
+A run that spreads experts over ranks writes `STEM-rank-R.pt` for each rank R, and `STEM.pt` is what
+all of them merge into. Expert entries are `LAYER.experts.N.PARAMETER`, where LAYER ends in
+`.moe_layer` and N is the expert's number over all ranks; the layer's gate has one row an expert.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+_RANK_FILE = re.compile(r"(?P<stem>.+)-rank-(?P<rank>\d+)\.pt")
+_EXPERT_KEY = re.compile(
+    r"(?P<layer>.*\bmoe_layer)\.experts\.(?P<expert>\d+)\.(?P<parameter>.+)",
+)
+
+
+@dataclass(frozen=True)
+class ExpertKey:
+    """The parts of an expert entry's name; `expert` counts over all ranks."""
+
+    layer: str
+    expert: int
+    parameter: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}.experts.{self.expert}.{self.parameter}"
+
+
+def parse_expert_key(key: str) -> ExpertKey | None:
+    """The parts of an expert entry's name; None for the name of a shared entry."""
+    match = _EXPERT_KEY.fullmatch(key)
+    return ExpertKey(match["layer"], int(match["expert"]), match["parameter"]) if match else None
+
+
+def gate_key(layer: str) -> str:
+    """The entry of a layer's gate, [experts, d_model]."""
+    return f"{layer}.gate.wg.weight"
+
+
+def rank_of(path: Path) -> int | None:
+    """The rank in a file's name, None where there is none."""
+    match = _RANK_FILE.fullmatch(path.name)
+    return int(match["rank"]) if match else None
+
+
+def without_rank(path: Path) -> Path:
+    """`DIR/checkpoint_last-rank-1.pt` -> `DIR/checkpoint_last.pt`; other names stay."""
+    match = _RANK_FILE.fullmatch(path.name)
+    return path.with_name(f"{match['stem']}.pt") if match else path
+
+
+def with_rank(path: Path, rank: int) -> Path:
+    """`DIR/checkpoint_last.pt` -> `DIR/checkpoint_last-rank-1.pt`."""
+    return path.with_name(f"{path.stem}-rank-{rank}.pt")
+
+
+def find_rank_files(path: Path) -> dict[int, Path]:
+    """The rank files beside `path`, which may be one of them or the name without a rank.
+
+    Returns:
+        Paths by rank, in the order of ranks; empty when there are none.
+    """
+    whole = without_rank(path)
+    if not whole.parent.is_dir():
+        return {}
+    found = {}
+    for other in whole.parent.iterdir():
+        rank = rank_of(other)
+        if rank is not None and other == with_rank(whole, rank):
+            found[rank] = other
+    return dict(sorted(found.items()))

@@ -1,0 +1,218 @@
+"""`zcode evaluate`: translate every direction with stock fairseq-generate and score it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import zcode_plugin
+from zcode_plugin.checkpoint import config, names
+from zcode_plugin.cli.evaluation import generation, scores
+from zcode_plugin.cli.evaluation.generation import Direction
+from zcode_plugin.cli.evaluation.scores import Score
+from zcode_plugin.cli.stock import StockCommand, StockJob, StockResult, available_cores
+from zcode_plugin.errors import UserError
+
+DESCRIPTION = """Translate every direction with stock fairseq-generate; print a table of BLEU and
+chrF++. References are those in DATA, in the spelling that SentencePiece's normalisation gives
+them."""
+EPILOG = """What follows -- goes to fairseq-generate as it is.
+
+example:
+  zcode evaluate data/ --path checkpoints/checkpoint_best.pt --out results.json
+  zcode evaluate data/ --path best.pt --pairs de-en,en-de -- --lenpen 1.2 --cpu
+"""
+RESULT_FORMAT = 1
+# Above this size of checkpoint the default is one process at a time: each loads the model.
+LARGE_CHECKPOINT = 1 << 30
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was translated and scored, with the commands that do it again."""
+
+    scores: dict[Direction, Score]
+    commands: dict[Direction, str]
+    updates: int
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.set_defaults(extra=[])
+    add = parser.add_argument
+    add("data", type=Path, metavar="DATA", help="folder of binarised data")
+    add("--path", type=Path, required=True, metavar="CKPT", help="checkpoint, merged if of ranks")
+    add("--pairs", help="directions, as de-en,en-de (default: both of every pair of the split)")
+    add("--gen-subset", default="test", metavar="SPLIT", help="split of DATA (default: test)")
+    add("--beam", type=int, default=5, metavar="N", help="beam size (default: 5)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--out", type=Path, metavar="FILE", help="write the results as JSON, too")
+    add("--translations", type=Path, metavar="DIR", help="keep fairseq-generate's output in DIR")
+    add("--copy-baseline", action="store_true", help="score the source text as translation, too")
+    add(
+        "--sacrebleu-tokenizer",
+        metavar="NAMES",
+        help="sacreBLEU's tokenizer, or one for each target language as zh=zh,ja=ja-mecab "
+        "(default: 13a; zh for Chinese; char for ja, ko, th, lo, km)",
+    )
+    add(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="directions at a time (default: the number of cores; 1 on a GPU or when CKPT has "
+        "over 1 GiB)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Translate, score, print, and write the results."""
+    _check_arguments(args)
+    directions = generation.choose_directions(args.pairs, args.data, args.gen_subset)
+    tokenizers = scores.parse_tokenizers(args.sacrebleu_tokenizer)
+    from zcode_plugin.checkpoint import io
+
+    state = io.load_options(args.path)
+    task = generation.task_arguments(config.section(state, "task"))
+    updates = config.num_updates(state)
+    del state
+    evaluation = _evaluate(args, directions, task, tokenizers, updates)
+    print(scores.score_table(evaluation.scores))
+    for line in scores.signature_lines(evaluation.scores):
+        print(line)
+    for line in scores.unknown_lines(evaluation.scores):
+        print(line)
+    if args.out is not None:
+        _write_json(args, evaluation)
+        print(f"results: {args.out}")
+    return 0
+
+
+def _check_arguments(args: argparse.Namespace) -> None:
+    if not args.data.is_dir():
+        raise UserError(f"there is no data folder {args.data}: make one with zcode prepare")
+    if names.rank_of(args.path) is not None or (
+        not args.path.exists() and names.find_rank_files(args.path)
+    ):
+        raise UserError(f"{args.path} is of one rank of several: run `zcode merge {args.path}`")
+    if not args.path.is_file():
+        raise UserError(f"--path {args.path}: there is no such file")
+    for flag, value in (("--beam", args.beam), ("--max-tokens", args.max_tokens)):
+        if value < 1:
+            raise UserError(f"{flag} {value} must be at least 1")
+    if args.jobs is not None and args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs} must be at least 1")
+    for flag, folder in (
+        ("--out", args.out and args.out.parent),
+        ("--translations", args.translations),
+    ):
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise UserError(f"{flag}: {folder} is no folder")
+
+
+def _default_jobs(checkpoint: Path) -> int:
+    import torch
+
+    if torch.cuda.device_count() > 0 or checkpoint.stat().st_size > LARGE_CHECKPOINT:
+        return 1
+    return available_cores()
+
+
+def _evaluate(
+    args: argparse.Namespace,
+    directions: Sequence[Direction],
+    task: Sequence[str],
+    tokenizers: Mapping[str, str],
+    updates: int,
+) -> Evaluation:
+    started = time.monotonic()
+    options = ["--gen-subset", args.gen_subset, "--beam", str(args.beam)]
+    options += ["--max-tokens", str(args.max_tokens)]
+    user_dir = Path(zcode_plugin.__path__[0])
+    jobs = min(args.jobs or _default_jobs(args.path), len(directions))
+    with tempfile.TemporaryDirectory(prefix="zcode-evaluate-") as folder:
+        calls = {
+            direction: generation.generate_arguments(
+                args.data, args.path, user_dir, direction, task, [*options, *args.extra]
+            )
+            for direction in directions
+        }
+        stock_jobs = [
+            StockJob(str(direction), call, Path(folder, f"{direction}.txt"))
+            for direction, call in calls.items()
+        ]
+        threads = max(1, available_cores() // jobs)
+        with StockCommand("fairseq_cli.generate", jobs, threads) as command:
+            results = command.run(stock_jobs, _report)
+        if args.translations is not None:
+            _keep(results, args.translations)
+        return Evaluation(
+            {
+                direction: _score(result, direction, args, tokenizers)
+                for direction, result in zip(directions, results, strict=True)
+            },
+            {d: shlex.join(["fairseq-generate", *call]) for d, call in calls.items()},
+            updates,
+            time.monotonic() - started,
+        )
+
+
+def _report(result: StockResult) -> None:
+    how = "translated" if result.exit_code == 0 else "failed"
+    print(f"{result.job.name} {how} ({result.seconds:.1f} s)", flush=True)
+
+
+def _keep(results: Sequence[StockResult], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for result in results:
+        shutil.copy(result.job.output, folder)
+
+
+def _score(
+    result: StockResult,
+    direction: Direction,
+    args: argparse.Namespace,
+    tokenizers: Mapping[str, str],
+) -> Score:
+    if result.exit_code != 0:
+        raise UserError(
+            f"fairseq-generate failed for {direction}, {result.reason}; by hand: "
+            f"{shlex.join(['fairseq-generate', *result.job.arguments])}"
+        )
+    with result.job.output.open(encoding="utf-8", newline="\n") as file:
+        texts = generation.read_translations(file.read(), direction)
+    return scores.score(texts, scores.tokenizer_for(direction.tgt, tokenizers), args.copy_baseline)
+
+
+def _write_json(args: argparse.Namespace, evaluation: Evaluation) -> None:
+    record: dict[str, Any] = {
+        "format": RESULT_FORMAT,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "data": str(args.data),
+        "checkpoint": str(args.path),
+        "updates": evaluation.updates,
+        "subset": args.gen_subset,
+        "seconds": round(evaluation.seconds, 1),
+        "versions": {name: version(name) for name in ("fairseq", "torch", "sacrebleu")},
+        "means": scores.means(evaluation.scores),
+        "directions": {
+            str(direction): asdict(entry) | {"command": evaluation.commands[direction]}
+            for direction, entry in evaluation.scores.items()
+        },
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, args.out)

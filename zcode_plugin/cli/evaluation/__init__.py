@@ -1,0 +1,1 @@
+"""The parts of `zcode evaluate`: calls of fairseq-generate, and scores."""

@@ -1,0 +1,175 @@
+"""Calls of stock fairseq-generate, one a direction, and what they print."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zcode_plugin.checkpoint import config
+from zcode_plugin.errors import UserError
+
+# Options of the task with which the model was trained that it must be translated with, too.
+_LANGUAGE_OPTIONS = ("lang_pairs", "langs", "lang_dict", "encoder_langtok", "decoder_langtok")
+_POSITION_OPTIONS = ("max_source_positions", "max_target_positions")
+TASK_OPTIONS = {
+    "multitask_multilingual": (*_LANGUAGE_OPTIONS, *_POSITION_OPTIONS),
+    "translation_multi_simple_epoch": (
+        *_LANGUAGE_OPTIONS,
+        *_POSITION_OPTIONS,
+        "lang_tok_style",
+        "lang_tok_replacing_bos_eos",
+    ),
+    "translation": _POSITION_OPTIONS,
+}
+
+_STORED = re.compile(r"(?P<src>[^.-]+)-(?P<tgt>[^.-]+)")
+_PRINTED = re.compile(r"(?P<kind>[STHD])-(?P<id>\d+)\t(?P<rest>.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction of translation, written `src-tgt`."""
+
+    src: str
+    tgt: str
+
+    def __str__(self) -> str:
+        return f"{self.src}-{self.tgt}"
+
+    @property
+    def group(self) -> str:
+        """`X->en`, `en->X` or `other`; any code of English counts: en, en_XX, eng_Latn."""
+        english = [re.fullmatch(r"eng?(_.*)?", lang) is not None for lang in (self.src, self.tgt)]
+        if english[0] == english[1]:
+            return "other"
+        return "en->X" if english[0] else "X->en"
+
+
+@dataclass(frozen=True)
+class Translations:
+    """Detokenised text of one direction, in the order of the data."""
+
+    sources: list[str]
+    hypotheses: list[str]
+    references: list[str]
+
+    @property
+    def unknown_references(self) -> int:
+        """References with a token that the dictionary lacks, which no translation can match."""
+        return sum("<<unk>>" in reference for reference in self.references)
+
+
+def stored_directions(data: Path, subset: str) -> list[Direction]:
+    """Both directions of every pair of which `data` holds the subset, in alphabetic order."""
+    directions = set()
+    for path in data.glob(f"{subset}.*-*.*.idx"):
+        match = _STORED.fullmatch(path.name.removeprefix(f"{subset}.").split(".")[0])
+        if match and match["tgt"] != "None":
+            directions |= {(match["src"], match["tgt"]), (match["tgt"], match["src"])}
+    return [Direction(*pair) for pair in sorted(directions)]
+
+
+def choose_directions(text: str | None, data: Path, subset: str) -> list[Direction]:
+    """The directions of `--pairs`, or all that are stored.
+
+    Raises:
+        UserError: no data for one, or for any.
+    """
+    stored = stored_directions(data, subset)
+    if not stored:
+        raise UserError(f"{data} holds no split {subset} of any pair: see --gen-subset")
+    if text is None:
+        return stored
+    by_name = {str(direction): direction for direction in stored}
+    for name in text.split(","):
+        if name not in by_name:
+            raise UserError(f"--pairs {name}: {data} holds only {subset} of {', '.join(by_name)}")
+    return [by_name[name] for name in dict.fromkeys(text.split(","))]
+
+
+def task_arguments(task: Any) -> list[str]:
+    """`--task` and its options as in the checkpoint.
+
+    Args:
+        task: the checkpoint's `cfg.task`.
+
+    Raises:
+        UserError: a task that does not translate between the languages of a data folder.
+    """
+    name = str(config.get(task, "_name") or config.get(task, "task") or "")
+    if name not in TASK_OPTIONS:
+        raise UserError(
+            f"the checkpoint's task is {name or 'not named'}: zcode evaluate knows "
+            f"{', '.join(TASK_OPTIONS)}"
+        )
+    arguments = ["--task", name]
+    for option in TASK_OPTIONS[name]:
+        value = config.get(task, option)
+        if option == "lang_dict" and "--langs" in arguments:
+            continue  # the two exclude each other
+        if isinstance(value, (list, tuple)):
+            value = ",".join(value)
+        if value is True:
+            arguments.append(f"--{option.replace('_', '-')}")
+        elif value not in (None, False, ""):
+            arguments += [f"--{option.replace('_', '-')}", str(value)]
+    return arguments
+
+
+def read_translations(output: str, direction: Direction) -> Translations:
+    """Read the S-, T-, D- (or H-) lines of fairseq-generate; of several hypotheses the first, best.
+
+    Raises:
+        UserError: sentences without reference or hypothesis.
+    """
+    found: dict[str, dict[int, str]] = {kind: {} for kind in "STHD"}
+    for line in output.split("\n"):
+        if match := _PRINTED.fullmatch(line):
+            text = match["rest"]
+            if match["kind"] in "HD":
+                text = text.partition("\t")[2]  # after the score
+            found[match["kind"]].setdefault(int(match["id"]), text)
+    hypotheses = found["D"] or found["H"]
+    for what, texts in (("references", found["T"]), ("translations", hypotheses)):
+        if not texts or texts.keys() != found["S"].keys():
+            raise UserError(
+                f"fairseq-generate printed {len(texts)} {what} of {len(found['S'])} sentences of "
+                f"{direction}: run it by hand to see why"
+            )
+    return Translations(
+        [_without_language_tokens(text, direction) for text in _in_order(found["S"])],
+        _in_order(hypotheses),
+        _in_order(found["T"]),
+    )
+
+
+def _in_order(texts: dict[int, str]) -> list[str]:
+    return [texts[number] for number in sorted(texts)]
+
+
+def _without_language_tokens(text: str, direction: Direction) -> str:
+    for lang in (direction.src, direction.tgt):
+        text = text.removeprefix(f"__{lang}__").lstrip()
+    return text
+
+
+def generate_arguments(
+    data: Path,
+    checkpoint: Path,
+    user_dir: Path,
+    direction: Direction,
+    task: Iterable[str],
+    options: Sequence[str],
+) -> tuple[str, ...]:
+    """The arguments of fairseq-generate for one direction; later `options` win."""
+    return (
+        str(data),
+        *("--path", str(checkpoint), "--user-dir", str(user_dir)),
+        *task,
+        *("-s", direction.src, "-t", direction.tgt),
+        *("--remove-bpe", "sentencepiece", "--scoring", "sacrebleu", "--no-progress-bar"),
+        *options,
+    )

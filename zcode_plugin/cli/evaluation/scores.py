@@ -1,0 +1,159 @@
+"""BLEU and chrF++ of translations, their means, and how they are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean
+from typing import Any
+
+from zcode_plugin.cli.console import format_table, suggestion
+from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.errors import UserError
+
+# Languages written without spaces between words, for which 13a would count sentences as words.
+TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char", "lo": "char", "km": "char"}
+DEFAULT_TOKENIZER = "13a"
+GROUPS = ("X->en", "en->X", "other")
+
+
+@dataclass(frozen=True)
+class Score:
+    """The scores of one direction, from 0 to 100, with what reproduces them."""
+
+    bleu: float
+    chrf: float
+    copy_bleu: float | None
+    sentences: int
+    unknown_references: int
+    bleu_signature: str
+    chrf_signature: str
+
+
+def tokenizer_for(lang: str, chosen: Mapping[str, str]) -> str:
+    """sacreBLEU's tokenizer for a target language.
+
+    Args:
+        lang: the language; of `zh_Hans` and the like the part before `_` counts, too.
+        chosen: tokenizers by language; the one for "" is for all others.
+    """
+    base = lang.split("_")[0]
+    for name in (chosen.get(lang), chosen.get(base), chosen.get(""), TOKENIZERS.get(base)):
+        if name is not None:
+            return name
+    return DEFAULT_TOKENIZER
+
+
+def parse_tokenizers(text: str | None) -> dict[str, str]:
+    """The value of `--sacrebleu-tokenizer`: NAME for all languages, or LANG=NAME, with commas.
+
+    Raises:
+        UserError: sacreBLEU has no such tokenizer, or it needs a package that is missing.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    chosen = {}
+    for part in text.split(",") if text else ():
+        lang, _, name = part.rpartition("=")
+        if name not in BLEU.TOKENIZERS:
+            near = suggestion(name, BLEU.TOKENIZERS) or f"; it has {', '.join(BLEU.TOKENIZERS)}"
+            raise UserError(f"--sacrebleu-tokenizer {part}: sacreBLEU has no {name!r}{near}")
+        try:
+            BLEU(tokenize=name)
+        except (ImportError, RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--sacrebleu-tokenizer {part}: {reason}") from error
+        chosen[lang] = name
+    return chosen
+
+
+def score(texts: Translations, tokenizer: str, copy_baseline: bool) -> Score:
+    """Score translations with sacreBLEU.
+
+    Args:
+        texts: what to score.
+        tokenizer: sacreBLEU's, for BLEU.
+        copy_baseline: whether to score the sources as if they were translations, too.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+
+    # force: no warning about text that looks tokenized, which short interface text often does.
+    bleu, chrf = BLEU(tokenize=tokenizer, force=True), CHRF(word_order=2)
+    references = [texts.references]
+    bleu_score = bleu.corpus_score(texts.hypotheses, references).score
+    chrf_score = chrf.corpus_score(texts.hypotheses, references).score
+    return Score(
+        bleu=bleu_score,
+        chrf=chrf_score,
+        copy_bleu=bleu.corpus_score(texts.sources, references).score if copy_baseline else None,
+        sentences=len(texts.hypotheses),
+        unknown_references=texts.unknown_references,
+        bleu_signature=str(bleu.get_signature()),
+        chrf_signature=str(chrf.get_signature()),
+    )
+
+
+def means(scores: Mapping[Direction, Score]) -> dict[str, dict[str, float]]:
+    """Unweighted means over directions: from English, into English, between others, of all.
+
+    Groups without a direction are left out.
+    """
+    groups = {group: [d for d in scores if d.group == group] for group in GROUPS}
+    groups["all"] = list(scores)
+    return {
+        group: {
+            "directions": len(members),
+            "bleu": fmean(scores[direction].bleu for direction in members),
+            "chrf": fmean(scores[direction].chrf for direction in members),
+        }
+        | _copy_mean([scores[direction] for direction in members])
+        for group, members in groups.items()
+        if members
+    }
+
+
+def _copy_mean(scores: Sequence[Score]) -> dict[str, float]:
+    copies = [score.copy_bleu for score in scores if score.copy_bleu is not None]
+    return {"copy_bleu": fmean(copies)} if copies else {}
+
+
+def score_table(scores: Mapping[Direction, Score]) -> str:
+    """The table of all directions, by group, and the means below."""
+    average = means(scores)
+    with_copy = "copy_bleu" in average["all"]
+    rows = [["direction", "sentences", "BLEU", "chrF++", *(["copy BLEU"] if with_copy else [])]]
+    for direction in sorted(scores, key=lambda d: (GROUPS.index(d.group), str(d))):
+        entry = scores[direction]
+        rows.append([str(direction), f"{entry.sentences:,}", *_cells(asdict(entry))])
+    for group, entries in average.items():
+        rows.append([f"mean {group}", f"{entries['directions']} dir.", *_cells(entries)])
+    return format_table(rows)
+
+
+def _cells(entries: Mapping[str, Any]) -> list[str]:
+    values = (entries.get(name) for name in ("bleu", "chrf", "copy_bleu"))
+    return [f"{value:.2f}" for value in values if value is not None]
+
+
+def signature_lines(scores: Mapping[Direction, Score]) -> list[str]:
+    """Each signature once; where there are several, with the directions that it is for."""
+    lines = []
+    for metric, attribute in (("BLEU", "bleu_signature"), ("chrF++", "chrf_signature")):
+        groups: dict[str, list[str]] = {}
+        for direction, entry in scores.items():
+            groups.setdefault(getattr(entry, attribute), []).append(str(direction))
+        for signature, names in groups.items():
+            whose = f" ({', '.join(names)})" if len(groups) > 1 else ""
+            lines.append(f"{metric}{whose}: {signature}")
+    return lines
+
+
+def unknown_lines(scores: Mapping[Direction, Score]) -> Iterable[str]:
+    """A line for each direction with references that no translation can match."""
+    for direction, entry in scores.items():
+        if entry.unknown_references:
+            yield (
+                f"{direction}: {entry.unknown_references} of {entry.sentences} references hold "
+                "<<unk>>, a token that the dictionary lacks"
+            )
