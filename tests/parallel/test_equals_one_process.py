@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from toy import EXACT, run, train
 from torch import Tensor
+from toy import EXACT, run, train
 
 from zcode_plugin.checkpoint import io
 
