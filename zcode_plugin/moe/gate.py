@@ -79,8 +79,9 @@ class TopKGate(nn.Module):
             )
         self.num_experts = num_experts
         self.wg = nn.Linear(model_dim, num_experts, bias=False)
-        # A small start keeps the first choices close to uniform (Switch Transformers, section 2.4).
-        nn.init.normal_(self.wg.weight, std=0.02)
+        # Normalised inputs then give logits of deviation 1. With a much smaller start all experts
+        # get the weight 1 / E for long, and their outputs hardly count.
+        nn.init.normal_(self.wg.weight, std=model_dim**-0.5)
 
     def forward(self, x_TM: Tensor, padding_T: Tensor | None = None) -> GateOutput:
         """Choose experts for tokens.
