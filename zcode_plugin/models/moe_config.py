@@ -12,7 +12,7 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.moe.gate import GateOptions
+from zcode_plugin.moe.gate import GateOptions, SecondExpertPolicy
 from zcode_plugin.moe.routing import TokenPriority
 
 # fairseq's parser makes of a bool with default True a flag that can only switch off; these can be
@@ -20,6 +20,8 @@ from zcode_plugin.moe.routing import TokenPriority
 _Switch = ChoiceEnum(["true", "false"])
 _AutoSwitch = ChoiceEnum(["auto", "true", "false"])
 _Priority = ChoiceEnum(["rts", "position", "gate"])
+_SecondExpert = ChoiceEnum(["score", "sampling"])
+_Balance = ChoiceEnum(["loss", "bias", "none"])
 
 
 @dataclass
@@ -39,6 +41,25 @@ class MoEConfig(FairseqDataclass):
         default=8, metadata={"help": "experts of each MoE layer, over all ranks"}
     )
     moe_top_k: int = field(default=1, metadata={"help": "experts that each token is sent to"})
+    moe_second_expert_policy: _SecondExpert = field(  # type: ignore[valid-type]
+        default="score",
+        metadata={
+            "help": "the experts of a token after its first: those with the next best scores, or "
+            "drawn in training from the gate's distribution over the others (sampling)"
+        },
+    )
+    moe_balance: _Balance = field(  # type: ignore[valid-type]
+        default="loss",
+        metadata={
+            "help": "what keeps the experts equally busy: a loss (weight --moe-gate-loss-wt), a "
+            "bias of each expert that steers the choice alone and follows the load (loss-free), or "
+            "nothing (none)"
+        },
+    )
+    moe_bias_update_rate: float = field(
+        default=0.001,
+        metadata={"help": "step of that bias in each update; scores lie between 0 and 1"},
+    )
     moe_capacity_factor: float = field(
         default=1.0,
         metadata={
@@ -125,11 +146,18 @@ class MoEConfig(FairseqDataclass):
             eval_capacity_factor=self.moe_eval_capacity_factor,
             min_capacity=self.moe_min_capacity,
             token_priority=cast(TokenPriority, priority),
+            second_expert_policy=cast(SecondExpertPolicy, str(self.moe_second_expert_policy)),
+            selection_bias=self.balance == "bias",
             jitter_eps=self.moe_jitter_eps,
             normalize=None if normalize == "auto" else normalize == "true",
             normalize_before_dropping=self.moe_normalize_gate_prob_before_dropping,
             fp32=str(self.moe_gating_use_fp32).lower() == "true",
         )
+
+    @property
+    def balance(self) -> str:
+        """`loss`, `bias` or `none`."""
+        return str(self.moe_balance)
 
     @property
     def masks_padding(self) -> bool:
@@ -140,28 +168,6 @@ class MoEConfig(FairseqDataclass):
         own = getattr(self, f"{side}_moe_freq")
         freq = self.moe_freq if own is None else own
         return freq > 0 and (index + 1) % freq == 0
-
-    def check(self) -> None:
-        """Refuse what cannot work, naming the flag.
-
-        Raises:
-            UserError: one line with the flag, its value and the remedy.
-        """
-        least = {"moe_expert_count": 1, "moe_top_k": 1, "expert_parallel_size": 1}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            bound = least.get(name, 0)
-            if isinstance(value, (int, float)) and value < bound:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {value} is too small: give at least {bound}"
-                )
-        if self.moe_top_k > self.moe_expert_count:
-            raise UserError(
-                f"--moe-top-k {self.moe_top_k} is more than --moe-expert-count "
-                f"{self.moe_expert_count}: give at most as many"
-            )
-        if self.moe_jitter_eps >= 1:
-            raise UserError(f"--moe-jitter-eps {self.moe_jitter_eps} must be less than 1")
 
 
 def add_moe_arguments(parser: ArgumentParser) -> None:

@@ -21,8 +21,11 @@ from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
+from zcode_plugin.models.moe_checks import check
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
+from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.tape import record_last_output, recording
+from zcode_plugin.parallel.balancing import LoadBalancer
 from zcode_plugin.parallel.gradients import prepare_model
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 
@@ -89,10 +92,16 @@ class MoETransformer(TransformerModel):
 
     `forward` returns what fairseq's Transformer returns, with one more entry in the dictionary of
     extras: `moe_stats`, which maps the name of each MoE layer to its packed `LayerStats`.
+
+    Attributes:
+        moe: the options.
+        topology: the place of this rank in expert parallelism.
+        balancer: moves the selection biases of the gates; None unless `--moe-balance bias`.
     """
 
     moe: MoEConfig
     topology: ExpertTopology
+    balancer: LoadBalancer | None = None
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -108,7 +117,7 @@ class MoETransformer(TransformerModel):
             UserError: a flag that is out of range or does not fit the world size.
         """
         moe = MoEConfig.from_namespace(args)
-        moe.check()
+        check(moe)
         topology = expert_topology(moe.expert_parallel_size)
         if topology.size > 1 and (args.encoder_layerdrop or args.decoder_layerdrop):
             raise UserError(
@@ -126,6 +135,8 @@ class MoETransformer(TransformerModel):
         model.moe, model.topology = moe, topology
         if topology.size > 1:
             prepare_model(model, topology)
+        if moe.balance == "bias":
+            model.balancer = LoadBalancer(_gates(model), moe.moe_bias_update_rate)
         return model
 
     @classmethod
@@ -144,5 +155,18 @@ class MoETransformer(TransformerModel):
         """See `fairseq.models.transformer.TransformerModel.forward`."""
         with recording() as tape:
             output, extra = super().forward(*args, **kwargs)
+        if self.training and self.balancer is not None:
+            self.balancer.observe(tape)
         extra["moe_stats"] = tape
         return output, extra
+
+
+def _gates(model: MoETransformer) -> dict[str, TopKGate]:
+    """The gate of each MoE layer, by the name under which the layer's statistics are recorded."""
+    return {
+        f"{side}.layers.{index}": gate
+        for side in ("encoder", "decoder")
+        for index, layer in enumerate(getattr(model, side).layers)
+        for gate in layer.modules()
+        if isinstance(gate, TopKGate)
+    }
