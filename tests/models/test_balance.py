@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import EXACT, train
 from torch import Tensor
+from toy import EXACT, train
 
 from zcode_plugin.checkpoint.io import load
 

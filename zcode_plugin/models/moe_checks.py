@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.models.expert_layout import ExpertLayout
 from zcode_plugin.models.moe_config import MoEConfig
 
-_LEAST = {"moe_expert_count": 1, "moe_top_k": 1, "expert_parallel_size": 1}
+_LEAST = {"moe_top_k": 1, "expert_parallel_size": 1}
+_BELOW_ONE = ("moe_jitter_eps", "moe_eom")
 
 
-def check(moe: MoEConfig) -> None:
+def check(moe: MoEConfig, layout: ExpertLayout) -> None:
     """Refuse what cannot work, naming the flag.
 
     Raises:
         UserError: one line with the flag, its value and the remedy.
     """
     _check_ranges(moe)
-    _check_choices(moe)
+    _check_sampling(moe)
+    _check_fixed_gate(moe)
+    for side, counts in layout.items():
+        for index, count in counts.items():
+            if moe.moe_top_k > count:
+                raise UserError(
+                    f"--moe-top-k {moe.moe_top_k} is more than the {count} experts "
+                    f"(--moe-expert-count) of {side} layer {index + 1}: give at most as many"
+                )
 
 
 def _check_ranges(moe: MoEConfig) -> None:
@@ -24,16 +34,14 @@ def _check_ranges(moe: MoEConfig) -> None:
         bound = _LEAST.get(name, 0)
         if isinstance(value, (int, float)) and value < bound:
             raise UserError(f"{_flag(name)} {value} is too small: give at least {bound}")
-    if moe.moe_jitter_eps >= 1:
-        raise UserError(f"--moe-jitter-eps {moe.moe_jitter_eps} must be less than 1")
-    if moe.moe_top_k > moe.moe_expert_count:
-        raise UserError(
-            f"--moe-top-k {moe.moe_top_k} is more than --moe-expert-count "
-            f"{moe.moe_expert_count}: give at most as many"
-        )
+    for name in _BELOW_ONE:
+        if getattr(moe, name) >= 1:
+            raise UserError(f"{_flag(name)} {getattr(moe, name)} must be less than 1")
+    if moe.moe_gating_dropout > 1:
+        raise UserError(f"--moe-gating-dropout {moe.moe_gating_dropout} must be at most 1")
 
 
-def _check_choices(moe: MoEConfig) -> None:
+def _check_sampling(moe: MoEConfig) -> None:
     if str(moe.moe_second_expert_policy) == "sampling":
         if moe.moe_top_k < 2:
             raise UserError(
@@ -44,6 +52,24 @@ def _check_choices(moe: MoEConfig) -> None:
             raise UserError(
                 "--moe-balance bias steers the choice by score and --moe-second-expert-policy "
                 "sampling draws it: drop one of them"
+            )
+
+
+def _check_fixed_gate(moe: MoEConfig) -> None:
+    """A gate that learns nothing has no scores."""
+    if str(moe.moe_gate) == "learned":
+        return
+    contradictions = {
+        "--moe-balance bias": moe.balance == "bias",
+        "--moe-second-expert-policy sampling": str(moe.moe_second_expert_policy) == "sampling",
+        "--moe-token-priority gate": str(moe.moe_token_priority) == "gate",
+        "--moe-batch-prioritized-routing": moe.moe_batch_prioritized_routing,
+    }
+    for flag, is_given in contradictions.items():
+        if is_given:
+            raise UserError(
+                f"{flag} needs the scores of a learned gate, --moe-gate {moe.moe_gate} has none: "
+                "drop one of them"
             )
 
 

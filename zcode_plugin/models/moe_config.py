@@ -13,6 +13,7 @@ from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.moe.gate import GateOptions, SecondExpertPolicy
+from zcode_plugin.moe.gating_dropout import GatingDropout, GatingDropoutPolicy
 from zcode_plugin.moe.routing import TokenPriority
 
 # fairseq's parser makes of a bool with default True a flag that can only switch off; these can be
@@ -20,8 +21,10 @@ from zcode_plugin.moe.routing import TokenPriority
 _Switch = ChoiceEnum(["true", "false"])
 _AutoSwitch = ChoiceEnum(["auto", "true", "false"])
 _Priority = ChoiceEnum(["rts", "position", "gate"])
+_Gate = ChoiceEnum(["learned", "random", "hash"])
 _SecondExpert = ChoiceEnum(["score", "sampling"])
 _Balance = ChoiceEnum(["loss", "bias", "none"])
+_GatingDropout = ChoiceEnum(["local", "skip"])
 
 
 @dataclass
@@ -37,10 +40,30 @@ class MoEConfig(FairseqDataclass):
     decoder_moe_freq: Optional[int] = field(
         default=None, metadata={"help": "the same for the decoder alone (default: --moe-freq)"}
     )
-    moe_expert_count: int = field(
-        default=8, metadata={"help": "experts of each MoE layer, over all ranks"}
+    moe_expert_count: str = field(
+        default="8",
+        metadata={
+            "help": "experts of each MoE layer, over all ranks; or one number for each MoE layer, "
+            'encoder first, such as "32,64"'
+        },
+    )
+    encoder_moe_expert_count: Optional[str] = field(
+        default=None,
+        metadata={"help": "the same for the encoder alone (default: --moe-expert-count)"},
+    )
+    decoder_moe_expert_count: Optional[str] = field(
+        default=None,
+        metadata={"help": "the same for the decoder alone (default: --moe-expert-count)"},
     )
     moe_top_k: int = field(default=1, metadata={"help": "experts that each token is sent to"})
+    moe_gate: _Gate = field(  # type: ignore[valid-type]
+        default="learned",
+        metadata={
+            "help": "what chooses experts: a learned gate; or, as baselines, draws that are new in "
+            "every training pass (random), or a fixed hash of the token (hash; random uses it in "
+            "validation and translation)"
+        },
+    )
     moe_second_expert_policy: _SecondExpert = field(  # type: ignore[valid-type]
         default="score",
         metadata={
@@ -90,6 +113,34 @@ class MoEConfig(FairseqDataclass):
     moe_jitter_eps: float = field(
         default=0.0,
         metadata={"help": "multiply the gate's input by U(1-EPS, 1+EPS) in training; paper: 0.01"},
+    )
+    moe_eom: float = field(
+        default=0.0,
+        metadata={
+            "help": "expert output masking: in training a token loses the output of each of its "
+            "experts with this probability, the others are scaled by 1/(1-P); NLLB: 0.2"
+        },
+    )
+    moe_gating_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of a layer's training passes in which the gate is ignored and no token "
+            "leaves its rank; paper: 0.2 to 0.3"
+        },
+    )
+    moe_gating_dropout_policy: _GatingDropout = field(  # type: ignore[valid-type]
+        default="local",
+        metadata={
+            "help": "where tokens go then: in equal shares, at random, to the experts of their "
+            "rank (local), or to none (skip)"
+        },
+    )
+    moe_residual: bool = field(
+        default=False,
+        metadata={
+            "help": "a dense feed-forward network beside the experts of each MoE layer, mixed with "
+            "their output by learned coefficients (PR-MoE)"
+        },
     )
     moe_gating_use_fp32: _Switch = field(  # type: ignore[valid-type]
         default="true",
@@ -148,11 +199,18 @@ class MoEConfig(FairseqDataclass):
             token_priority=cast(TokenPriority, priority),
             second_expert_policy=cast(SecondExpertPolicy, str(self.moe_second_expert_policy)),
             selection_bias=self.balance == "bias",
+            output_masking=self.moe_eom,
             jitter_eps=self.moe_jitter_eps,
             normalize=None if normalize == "auto" else normalize == "true",
             normalize_before_dropping=self.moe_normalize_gate_prob_before_dropping,
             fp32=str(self.moe_gating_use_fp32).lower() == "true",
         )
+
+    @property
+    def gating_dropout(self) -> GatingDropout:
+        """How often the gate is ignored, and what instead."""
+        policy = cast(GatingDropoutPolicy, str(self.moe_gating_dropout_policy))
+        return GatingDropout(self.moe_gating_dropout, policy)
 
     @property
     def balance(self) -> str:

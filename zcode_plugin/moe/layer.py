@@ -10,10 +10,14 @@ import torch.distributed as dist
 from fairscale.nn import MOELayer as FairscaleMOELayer
 from torch import Tensor, nn
 
+from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.exchange import plan_exchange
 from zcode_plugin.moe.experts import Experts
-from zcode_plugin.moe.gate import GateOutput, TopKGate
+from zcode_plugin.moe.gate import Gate, GateOutput
+from zcode_plugin.moe.gating_dropout import GatingDropout, deal_out
+from zcode_plugin.moe.residual import ResidualExpert
 from zcode_plugin.moe.routing import Routing
+from zcode_plugin.moe.stats import LayerStats
 
 
 class MOELayer(FairscaleMOELayer):
@@ -28,9 +32,19 @@ class MOELayer(FairscaleMOELayer):
         experts: the experts of this rank.
         group: ranks over which the experts are spread, in the order of expert numbers; None when
             all live here.
+        residual: a dense network beside the experts.
+        gating_dropout: in training the gate is ignored now and then.
     """
 
-    def __init__(self, gate: TopKGate, experts: Experts, group: dist.ProcessGroup | None = None):
+    def __init__(
+        self,
+        gate: Gate,
+        experts: Experts,
+        group: dist.ProcessGroup | None = None,
+        *,
+        residual: ResidualExpert | None = None,
+        gating_dropout: GatingDropout | None = None,
+    ):
         # Not fairscale's own __init__, which asks for an initialised process group.
         nn.Module.__init__(self)
         self.world_size = 1 if group is None else group.size()
@@ -42,6 +56,8 @@ class MOELayer(FairscaleMOELayer):
             )
         self.gate = gate
         self.experts = experts
+        self.residual = residual
+        self.gating_dropout = gating_dropout or GatingDropout()
         self.group = group if self.world_size > 1 else None
         if self.group is not None:
             for parameter in experts.parameters():
@@ -60,30 +76,69 @@ class MOELayer(FairscaleMOELayer):
 
     def forward(self, *input: Tensor, **kwargs: Any) -> Tensor:
         """fairscale's interface: the output alone, the balance loss in `l_aux`."""
-        output, stats = self.forward_with_stats(input[0], kwargs.get("padding_mask"))
+        output, stats = self.forward_with_stats(
+            input[0], kwargs.get("padding_mask"), kwargs.get("context")
+        )
         self.l_aux = stats[0]
         return output
 
     def forward_with_stats(
-        self, x: Tensor, padding_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        context: CallContext | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Apply the layer.
 
         Args:
             x: [..., M]; all leading dimensions together are the T tokens.
             padding_mask: bool of x's leading shape, True at padding, or None.
+            context: of this call; gating dropout needs one.
 
         Returns:
             The output, of x's shape and dtype, 0 where a token is padding or was dropped by all
-            of its experts; and `LayerStats` packed in a vector.
+            of its experts, before a residual expert adds its part; and `LayerStats` packed in a
+            vector.
         """
         x_TM = x.reshape(-1, x.size(-1))
         padding_T = None if padding_mask is None else padding_mask.reshape(-1)
-        gated = cast(GateOutput, self.gate(x_TM, padding_T))
+        if self._ignores_gate(context):
+            output_TM, stats = self._stay_home(x_TM, padding_T)
+        else:
+            output_TM, stats = self._follow_gate(x_TM, padding_T, context)
+        output = output_TM.view_as(x)
+        if self.residual is not None:
+            output = self.residual(x, output)
+        return output, stats.pack()
+
+    def _follow_gate(
+        self, x_TM: Tensor, padding_T: Tensor | None, context: CallContext | None
+    ) -> tuple[Tensor, LayerStats]:
+        gated = cast(GateOutput, self.gate(x_TM, padding_T, context))
         y_AM = self._apply_experts(x_TM.index_select(0, gated.routing.token_A), gated.routing)
         y_AM = y_AM * gated.weight_A.to(y_AM.dtype).unsqueeze(1)
         output_TM = torch.zeros_like(x_TM).index_add(0, gated.routing.token_A, y_AM)
-        return output_TM.view_as(x), gated.stats.pack()
+        return output_TM, gated.stats
+
+    def _ignores_gate(self, context: CallContext | None) -> bool:
+        probability = self.gating_dropout.probability
+        if not self.training or probability == 0:
+            return False
+        if context is None or not context.key:
+            raise ValueError("gating dropout needs a context whose key all ranks share")
+        return context.coin(probability)
+
+    def _stay_home(self, x_TM: Tensor, padding_T: Tensor | None) -> tuple[Tensor, LayerStats]:
+        """Gating dropout: the experts of this rank or none, without the gate and its losses."""
+        stats = LayerStats.empty(self.gate.num_experts, x_TM.device)
+        output_TM = torch.zeros_like(x_TM)
+        if self.gating_dropout.policy == "skip":
+            return output_TM, stats
+        if padding_T is None:
+            padding_T = x_TM.new_zeros(x_TM.size(0), dtype=torch.bool)
+        token_A, kept = deal_out(padding_T, self.num_local_experts)
+        y_AM = self.experts(x_TM.index_select(0, token_A), kept)
+        return output_TM.index_copy(0, token_A, y_AM), stats
 
     def _apply_experts(self, x_AM: Tensor, routing: Routing) -> Tensor:
         if self.group is None:
