@@ -14,6 +14,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from zcode_plugin.data.objectives import Objective
+from zcode_plugin.moe.load import labelled
 from zcode_plugin.moe.stats import LayerStats, log_values, reduce_log
 
 
@@ -83,7 +84,8 @@ class MultitaskSummedLoss(FairseqCriterion):
             if objective.name not in batches:
                 continue
             batch = batches[objective.name]
-            loss, nll_loss, layers = self._objective_loss(model, batch)
+            with labelled(objective=objective.name):
+                loss, nll_loss, layers = self._objective_loss(model, batch)
             factor = objective.weight * self.normalizers.get(objective.name, 1.0)
             losses.append(factor * loss)
             stats.append(layers)

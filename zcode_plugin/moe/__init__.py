@@ -13,6 +13,7 @@ from zcode_plugin.moe.fixed_gates import HashGate, RandomGate
 from zcode_plugin.moe.gate import Gate, GateOptions, GateOutput, TopKGate
 from zcode_plugin.moe.gating_dropout import GatingDropout
 from zcode_plugin.moe.layer import MOELayer
+from zcode_plugin.moe.load import LoadStatistics, labelled, load_statistics
 from zcode_plugin.moe.residual import ResidualExpert
 from zcode_plugin.moe.routing import Routing, capacity, route
 from zcode_plugin.moe.stats import LayerStats
@@ -26,11 +27,14 @@ __all__ = [
     "GatingDropout",
     "HashGate",
     "LayerStats",
+    "LoadStatistics",
     "MOELayer",
     "RandomGate",
     "ResidualExpert",
     "Routing",
     "TopKGate",
     "capacity",
+    "labelled",
+    "load_statistics",
     "route",
 ]

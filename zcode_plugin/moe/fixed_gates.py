@@ -62,7 +62,7 @@ class HashGate(Gate):
             entropy=zero,
             load_E=routing.demand_E,
         )
-        return GateOutput(routing, weight_A, stats)
+        return GateOutput(routing, weight_A, stats, expert_TK, torch.zeros_like(score_T))
 
 
 class RandomGate(HashGate):

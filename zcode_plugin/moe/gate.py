@@ -72,11 +72,15 @@ class GateOutput:
         routing: see `Routing`.
         weight_A: float32 [A], carries the gradient to the gate.
         stats: losses and load.
+        expert_TK: int64 [T, K], the choices, dropped ones and those of padding included.
+        entropy_T: float32 [T], entropy of the gate's distribution, in nats.
     """
 
     routing: Routing
     weight_A: Tensor
     stats: LayerStats = field(repr=False)
+    expert_TK: Tensor
+    entropy_T: Tensor
 
 
 class Gate(nn.Module):
@@ -166,7 +170,7 @@ class TopKGate(Gate):
             entropy=entropy,
             load_E=routing.demand_E,
         )
-        return GateOutput(routing, weight_A, stats)
+        return GateOutput(routing, weight_A, stats, expert_TK, entropy_T)
 
     def _logits(self, x_TM: Tensor) -> Tensor:
         """[T, E] of at least float32, with jitter in training."""

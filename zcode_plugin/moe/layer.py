@@ -16,6 +16,7 @@ from zcode_plugin.moe.expert_list import ExpertList
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gate import Gate, GateOutput
 from zcode_plugin.moe.gating_dropout import GatingDropout, deal_out
+from zcode_plugin.moe.load import open_statistics
 from zcode_plugin.moe.residual import ResidualExpert
 from zcode_plugin.moe.slots import apply_slots
 from zcode_plugin.moe.stats import LayerStats
@@ -128,6 +129,9 @@ class MOELayer(FairscaleMOELayer):
         self, x_TM: Tensor, padding_T: Tensor | None, context: CallContext | None
     ) -> tuple[Tensor, LayerStats]:
         gated = cast(GateOutput, self.gate(x_TM, padding_T, context))
+        statistics = open_statistics()
+        if statistics is not None:
+            statistics.record(context, gated, padding_T)
         x_AM = x_TM.index_select(0, gated.routing.token_A)
         y_AM = self._apply_experts(x_AM, gated.routing.kept_E)
         y_AM = y_AM * gated.weight_A.to(y_AM.dtype).unsqueeze(1)
