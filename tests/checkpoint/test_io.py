@@ -2,6 +2,7 @@
 
 import fractions
 import io as bytes_io
+import re
 from pathlib import Path
 
 import pytest
@@ -52,10 +53,13 @@ def spoiled(good: bytes, how: str) -> bytes:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("empty", "{path}: "),
-        ("truncated", "{path}: "),
-        ("text", "{path}: "),
-        ("flipped bit", "{path}: damaged (good/data/0 fails its checksum); copy or save it again"),
+        ("empty", "{path}: .*no checkpoint, or not a whole one"),
+        ("truncated", "{path}: .*no checkpoint, or not a whole one"),
+        ("text", "{path}: .*no checkpoint, or not a whole one"),
+        (
+            "flipped bit",
+            r"{path}: damaged \(archive/data/0 fails its checksum\); copy or save it again$",
+        ),
         ("not of fairseq", "{path}: no fairseq checkpoint: it holds no model"),
         ("foreign class", "{path}: holds fractions.Fraction, which checkpoints may not hold"),
     ],
@@ -65,8 +69,8 @@ def test_a_bad_file_is_refused_in_one_line(good: Path, how: str, message: str) -
     path.write_bytes(spoiled(good.read_bytes(), how))
     with pytest.raises(UserError) as refusal:
         io.load(path)
-    assert str(refusal.value).startswith(message.format(path=path))
-    assert "\n" not in str(refusal.value)
+    # In a regular expression "." is no line end: the whole message is one line.
+    assert re.fullmatch(f"{message.format(path=re.escape(str(path)))}.*", str(refusal.value))
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -76,12 +80,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_failed_write_leaves_the_old_file(good: Path) -> None:
     before = good.read_bytes()
-    with pytest.raises(AttributeError):  # a local class cannot be pickled
-        io.save({"model": type("Local", (), {})()}, good)
+    with pytest.raises(TypeError, match="generator"):  # which cannot be pickled
+        io.save({"model": (number for number in range(3))}, good)
     assert good.read_bytes() == before
     assert [path.name for path in good.parent.iterdir()] == ["good.pt"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="none/x.pt cannot be written: "):
+    with pytest.raises(UserError, match=r"none/x\.pt cannot be written: "):
         io.save(STATE, tmp_path / "none" / "x.pt")

@@ -10,8 +10,13 @@ from zcode_plugin.cli.preparation.binarise import (
     preprocess_arguments,
     read_report,
 )
-from zcode_plugin.cli.preparation.inventory import Selection
-from zcode_plugin.cli.preparation.reading import CleanText, is_blank, normalise_space
+from zcode_plugin.cli.preparation.inventory import ParallelText, Selection
+from zcode_plugin.cli.preparation.reading import (
+    CleanText,
+    clean_parallel,
+    is_blank,
+    normalise_space,
+)
 from zcode_plugin.cli.preparation.subwords import (
     SubwordOptions,
     dictionary_symbols,
@@ -87,6 +92,19 @@ def test_training_text_has_each_sentence_once_and_repeats_small_languages(tmp_pa
     assert even[2:] == ["x", "x"]
     assert set(even[:2]) < {"a", "b", "c", "d"}
     assert sorted(sampled_lines(paths, SubwordOptions(temperature=1e9, sentences=4))) == even
+
+
+def test_blank_pairs_are_dropped_when_asked(tmp_path: Path) -> None:
+    paths = tmp_path / "train.en-de.en", tmp_path / "train.en-de.de"
+    paths[0].write_bytes("\ufeffa  house\r\nb\r\nc\u2028d\r\n".encode())
+    paths[1].write_bytes("x\n \u200b\t\nz".encode())
+    text = ParallelText("train", ("en", "de"), paths)
+    (tmp_path / "clean").mkdir()
+    assert clean_parallel(text, tmp_path / "clean", skip_blank=True) == CleanText(
+        "train", "en-de", ("en", "de"), sentences=2, skipped=1
+    )
+    assert (tmp_path / "clean" / "train.en-de.en").read_bytes() == b"a house\nc d\n"
+    assert (tmp_path / "clean" / "train.en-de.de").read_bytes() == b"x\nz\n"
 
 
 def test_dictionary_leaves_out_what_it_appends() -> None:

@@ -265,23 +265,6 @@ def test_a_pair_may_lie_in_both_kinds_of_input(
     }
 
 
-def test_blank_pairs_are_dropped_when_asked(
-    zcode: Run, raw: Path, data: Path, tmp_path: Path
-) -> None:
-    folder = Path(shutil.copytree(raw, tmp_path / "raw"))
-    lines = read_lines(folder / "valid.en-de.de")
-    lines[2] = " \u200b\t"
-    (folder / "valid.en-de.de").write_text("\r\n".join(lines), encoding="utf-8")
-    ended = zcode(
-        *("prepare", "--raw", folder, "--out", tmp_path / "data", "--skip-blank"),
-        *("--sentencepiece-model", data / "sentencepiece.model", "--pairs", "en-de"),
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ", 1 blank line left out (" in ended.stdout
-    expected = read_lines(raw / "valid.en-de.en")
-    assert decode(tmp_path / "data", "valid.en-de.en") == expected[:2] + expected[3:]
-
-
 def test_language_tokens_are_those_of_the_task() -> None:
     assert subwords.language_token("pt_BR") == languages.language_token("pt_BR")
     assert subwords.MASK == languages.MASK

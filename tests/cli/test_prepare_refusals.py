@@ -220,6 +220,13 @@ def test_bad_flags(zcode: Run, raw: Path, tmp_path: Path, flags: list[str], mess
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_file_where_a_folder_is_named(zcode: Run, raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ended = zcode("prepare", "--raw", raw, "--out", tmp_path / "file" / "data")
+    assert ended.returncode == 2
+    assert ended.stderr == f"zcode prepare: error: {tmp_path / 'file'}: File exists\n"
+
+
 def test_a_vocabulary_that_is_too_large_names_the_largest(
     zcode: Run, raw: Path, tmp_path: Path
 ) -> None:

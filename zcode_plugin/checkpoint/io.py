@@ -65,7 +65,8 @@ def save(state: Mapping[str, Any], path: Path) -> int:
 
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        torch.save(dict(state), partial)
+        with partial.open("wb") as file:  # a path would put its name into the file
+            torch.save(dict(state), file)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error

@@ -143,7 +143,7 @@ def _absorb(
 def bit_equal(a: Any, b: Any) -> bool:
     """Whether two entries are the same bit for bit: NaN equals NaN, and 0.0 is not -0.0."""
     if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-        return bool(a == b)
+        return type(a) is type(b) and bool(a == b)
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
     return torch.equal(*(x.contiguous().reshape(-1).view(torch.uint8) for x in (a, b)))

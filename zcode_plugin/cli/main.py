@@ -95,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `zcode ... | head`: nobody reads on, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # no permission, a full disk, a file where a folder is named
+        what = f"{error.filename}: " if error.filename else ""
+        print(f"{name}: error: {what}{error.strerror or error}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -41,7 +41,6 @@ TRAINING_FLAGS = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    default = subwords.SubwordOptions()
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
     add("--raw", type=Path, metavar="DIR", help="folder of raw files; other names are ignored")
@@ -55,47 +54,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "first column with each other one); all: of a TSV file every two columns",
     )
     add("--skip-blank", action="store_true", help="drop pairs with a blank side, not refuse them")
-    add(
-        "--sentencepiece-model",
-        type=Path,
-        metavar="FILE",
-        help="use this model and train none",
-    )
-    # The defaults below are None so that a flag given beside --sentencepiece-model is noticed.
-    add(
-        "--vocab-size",
-        type=int,
-        metavar="N",
-        help=f"pieces of the model to train (default: {default.vocab_size})",
-    )
-    add("--model-type", choices=("unigram", "bpe"), help=f"(default: {default.model_type})")
-    add(
-        "--character-coverage",
-        type=float,
-        metavar="SHARE",
-        help=f"share of all characters to cover (default: {default.character_coverage})",
-    )
-    add(
-        "--subword-temperature",
-        type=float,
-        dest="temperature",
-        metavar="T",
-        help="train the model on n^(1/T) of a language's n sentences (default: 1, all)",
-    )
-    add(
-        "--subword-sentences",
-        type=int,
-        dest="sentences",
-        metavar="N",
-        help=f"train the model on at most N sentences (default: {default.sentences:,})",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=available_cores(),
-        metavar="N",
-        help="processes at a time (default: the number of cores)",
-    )
+    _add_subword_arguments(parser)
+    cores = available_cores()
+    help_text = f"processes at a time (default: the number of cores, {cores})"
+    add("--workers", type=int, default=cores, metavar="N", help=help_text)
+
+
+def _add_subword_arguments(parser: argparse.ArgumentParser) -> None:
+    """The defaults are None, so that a flag given beside --sentencepiece-model is noticed."""
+    default = subwords.SubwordOptions()
+    add = parser.add_argument
+    add("--sentencepiece-model", type=Path, metavar="FILE", help="use this model and train none")
+    help_text = f"pieces of the model to train (default: {default.vocab_size})"
+    add("--vocab-size", type=int, metavar="N", help=help_text)
+    help_text = f"algorithm of the model to train (default: {default.model_type})"
+    add("--model-type", choices=("unigram", "bpe"), help=help_text)
+    help_text = f"share of all characters to cover (default: {default.character_coverage})"
+    add("--character-coverage", type=float, metavar="SHARE", help=help_text)
+    help_text = "train on n^(1/T) of a language's n distinct sentences, scaled (default: 1, all)"
+    add("--subword-temperature", type=float, dest="temperature", metavar="T", help=help_text)
+    help_text = f"train on at most N sentences (default: {default.sentences:,})"
+    add("--subword-sentences", type=int, dest="sentences", metavar="N", help=help_text)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -42,7 +43,7 @@ def load_tokens(
     path = f"{prefix}{lang}"
     try:
         dataset = data_utils.load_indexed_dataset(path, dictionary, impl)
-    except (OSError, ValueError, AssertionError, EOFError) as error:
+    except (OSError, ValueError, AssertionError, EOFError, struct.error) as error:
         raise UserError(f"cannot read {path}.idx: {error}; run fairseq-preprocess again") from None
     if dataset is None or len(dataset) == 0:
         raise UserError(f"{path}.bin holds no sentences: run fairseq-preprocess again")

@@ -110,11 +110,11 @@ class MultitaskMultilingualTask(FairseqTask):
                 f"{directory} has no dict.{langs[0]}.txt: binarise it with zcode prepare or "
                 "fairseq-preprocess"
             )
-        contents = {path.read_bytes(): path for path in reversed(paths)}
-        if len(contents) > 1:
-            first, second, *_ = contents.values()
+        first_bytes = paths[0].read_bytes()
+        different = [path for path in paths if path.read_bytes() != first_bytes]
+        if different:
             raise UserError(
-                f"{first} and {second} differ, but all languages share one dictionary: binarise "
+                f"{paths[0]} and {different[0]} differ, but all languages share one dictionary: binarise "
                 "with --joined-dictionary, or one --srcdict for all"
             )
         return cls.load_dictionary(str(paths[0]))

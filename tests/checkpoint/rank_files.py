@@ -1,11 +1,10 @@
-"""Checkpoints of expert-parallel runs, made up: what each rank writes, and what one process would."""
+"""Made-up checkpoints of expert-parallel runs: each rank's, and what one process would have."""
 
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
 State = dict[str, Any]
@@ -61,7 +60,14 @@ def rank_state(rank: int, size: int = 2, world: int | None = None) -> State:
         },
         "model": rank_model(rank, size),
         "criterion": None,
-        "optimizer_history": [{"criterion_name": "C", "optimizer_name": "O", "num_updates": 40}],
+        "optimizer_history": [
+            {
+                "criterion_name": "MultitaskSummedLoss",
+                "optimizer_name": "FairseqAdam",
+                "lr_scheduler_state": {"best": None},
+                "num_updates": 40,
+            }
+        ],
         "task_state": {},
         "extra_state": {
             "train_iterator": {"epoch": 2, "iterations_in_epoch": 5},
@@ -72,14 +78,9 @@ def rank_state(rank: int, size: int = 2, world: int | None = None) -> State:
     }
 
 
-@pytest.fixture
-def write(tmp_path: Path) -> Callable[..., dict[int, Path]]:
-    """Writes the states of ranks 0, 1, ... to `checkpoint_last-rank-N.pt`; paths by rank."""
-
-    def save(*states: State) -> dict[int, Path]:
-        paths = {rank: tmp_path / f"checkpoint_last-rank-{rank}.pt" for rank in range(len(states))}
-        for rank, path in paths.items():
-            torch.save(states[rank], path)
-        return paths
-
-    return save
+def write_rank_files(folder: Path, states: Mapping[int, State]) -> dict[int, Path]:
+    """Write `checkpoint_last-rank-N.pt` for each rank; paths by rank."""
+    paths = {rank: folder / f"checkpoint_last-rank-{rank}.pt" for rank in states}
+    for rank, path in paths.items():
+        torch.save(states[rank], path)
+    return paths

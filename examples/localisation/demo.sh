@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# The whole road in one script: corpus, data, expert-parallel training, one checkpoint, BLEU.
+# Each step is skipped when its product is there; an interrupted training goes on where it was.
+# Everything lands in runs/demo (or the folder that $RUN names).
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+
+RUN=${RUN:-runs/demo}
+LANGUAGES=ca,de,es,fr,gl,it,pt,ro
+UPDATES=${UPDATES:-1300}
+export OMP_NUM_THREADS=1  # one thread for each of the two ranks
+mkdir -p "$RUN"
+
+step() { printf '\n== %s\n' "$*"; }
+
+step "1/5 corpus: $RUN/corpus"
+python examples/localisation/build_corpus.py --out "$RUN/corpus" --languages "$LANGUAGES"
+
+step "2/5 subwords, dictionary, binarised data: $RUN/data"
+zcode prepare --raw "$RUN/corpus/raw" --out "$RUN/data" --vocab-size 2000
+
+step "3/5 training on 2 ranks with 4 experts each: $RUN/checkpoints"
+if [ -e "$RUN/trained" ]; then
+  echo "finished already"
+else
+  torchrun --standalone --nproc-per-node=2 "$(command -v fairseq-train)" "$RUN/data" \
+    --user-dir zcode_plugin --task multitask_multilingual \
+    --multitask "mt:1,dae:0.3" --multitask-max-tokens "dae:320" \
+    --encoder-langtok tgt --sampling-method temperature --sampling-temperature 1.5 \
+    --arch moe_transformer_tiny --moe-expert-count 8 --expert-parallel-size 2 \
+    --moe-token-priority rts --moe-capacity-factor 1.25 \
+    --criterion multitask_summed_loss --label-smoothing 0.1 --moe-gate-loss-wt 0.05 \
+    --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 \
+    --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates 200 \
+    --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 1024 \
+    --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 \
+    --save-interval-updates 500 --keep-interval-updates 1 --no-epoch-checkpoints \
+    --validate-interval 1000 --validate-interval-updates 0 \
+    --log-format simple --log-interval 50 --save-dir "$RUN/checkpoints" 2>"$RUN/train.err" |
+    tee -a "$RUN/train.log" | grep --line-buffered -E "train_inner|valid on" || {
+      tail -n 30 "$RUN/train.err" >&2
+      exit 1
+    }
+  touch "$RUN/trained"
+fi
+
+step "4/5 one checkpoint for one process: $RUN/model.pt"
+if [ -e "$RUN/model.pt" ] && [ "$RUN/model.pt" -nt "$RUN/trained" ]; then
+  echo "finished already"
+else
+  zcode merge "$RUN/checkpoints/checkpoint_last-rank-0.pt" --out "$RUN/model.pt" --force
+fi
+
+step "5/5 translation with fairseq-generate and scores: $RUN/results.json"
+if [ -e "$RUN/results.txt" ] && [ "$RUN/results.txt" -nt "$RUN/model.pt" ]; then
+  echo "finished already"
+else
+  zcode evaluate "$RUN/data" --path "$RUN/model.pt" --copy-baseline --out "$RUN/results.json" \
+    -- --cpu | tee "$RUN/results.partial"
+  mv "$RUN/results.partial" "$RUN/results.txt"
+fi
+cat "$RUN/results.txt"

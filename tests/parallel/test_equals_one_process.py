@@ -1,0 +1,145 @@
+"""Two ranks with the experts spread over them do what one process does on the same batches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from toy import EXACT, run, train
+
+from zcode_plugin.checkpoint import io
+
+# SGD shows gradients as they are: Adam would hide a wrong factor.
+STEP = (
+    "--optimizer", "sgd", "--lr", "0.5", "--lr-scheduler", "fixed", "--max-tokens", "300",
+    "--clip-norm", "1.0", *EXACT,
+)  # fmt: skip
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    return io.load(path)["model"]
+
+
+def log(output: str, key: str) -> list[float]:
+    """The values of `key` in the training log, update by update."""
+    entries = [
+        json.loads(line[line.index("{") :]) for line in output.splitlines() if "train_inner" in line
+    ]
+    return [float(entry[key]) for entry in entries]
+
+
+def merged_weights(save_dir: Path) -> dict[str, Tensor]:
+    run("zcode", "merge", save_dir / "checkpoint_last-rank-0.pt", "--out", save_dir / "merged.pt")
+    return weights(save_dir / "merged.pt")
+
+
+def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for key, tensor in one.items():
+        if not key.endswith("_float_tensor"):  # stock's buffer that nothing sets
+            torch.testing.assert_close(tensor, other[key], rtol=0, atol=tolerance, msg=key)
+
+
+@pytest.mark.parametrize("updates", [1, 4])
+def test_updates_equal(reversal: Path, tmp_path: Path, updates: int) -> None:
+    """Loss, global gradient norm (through clipping too) and weights, after SGD updates."""
+    options = (*STEP, "--max-update", str(updates), "--validate-interval", "100")
+    single = train(reversal, tmp_path / "one", *options, "--update-freq", "2")
+    double = train(reversal, tmp_path / "two", *options, "--expert-parallel-size", "2", ranks=2)
+    assert log(single, "loss") == log(double, "loss")
+    assert log(single, "gnorm") == log(double, "gnorm")
+    assert max(log(single, "gnorm")) > 1, "nothing was clipped"
+    assert_same(
+        weights(tmp_path / "one" / "checkpoint_last.pt"), merged_weights(tmp_path / "two"), 1e-5
+    )
+
+
+def test_saved_merged_and_reloaded_weights_are_bit_equal(reversal: Path, tmp_path: Path) -> None:
+    from fairseq.checkpoint_utils import load_model_ensemble_and_task
+
+    from zcode_plugin import register
+
+    register()
+    train(
+        reversal, tmp_path, "--max-update", "2", "--expert-parallel-size", "2",
+        "--validate-interval", "100", ranks=2,
+    )  # fmt: skip
+    merged = merged_weights(tmp_path)
+    saved = [weights(tmp_path / f"checkpoint_last-rank-{rank}.pt") for rank in (0, 1)]
+    experts = [key for key in merged if ".experts." in key]
+    # 2 MoE layers, 4 experts, 2 weights and 2 biases each; each in one rank's file alone.
+    assert len(experts) == 2 * 4 * 4
+    for key in experts:
+        [holder] = [part for part in saved if key in part]
+        assert torch.equal(merged[key], holder[key])
+    [model], _, _ = load_model_ensemble_and_task([str(tmp_path / "merged.pt")])
+    reloaded = model.state_dict()
+    assert reloaded.keys() == merged.keys()
+    for key, tensor in merged.items():
+        if not key.endswith("_float_tensor"):
+            assert torch.equal(tensor, reloaded[key]), key
+
+
+def _rank_gradients(rank: int, arguments: list[str], world: int) -> tuple[float, dict[str, Tensor]]:
+    """Loss and gradients of one update over both objectives; ranks split the sentences."""
+    from fairseq import options, tasks
+    from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+    from fairseq.optim import build_optimizer
+
+    from zcode_plugin import register
+
+    register()
+    torch.manual_seed(7)
+    cfg: Any = convert_namespace_to_omegaconf(
+        options.parse_args_and_arch(options.get_training_parser(), arguments)
+    )
+    task = tasks.setup_task(cfg.task)
+    task.load_dataset("train")
+    dataset = task.dataset("train")
+    model, criterion = task.build_model(cfg.model), task.build_criterion(cfg.criterion)
+    optimizer = build_optimizer(cfg.optimizer, list(model.parameters()))
+    batch = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=400)[0]
+    sample = dataset.collater([dataset[index] for index in batch[rank::world]])
+    loss, sample_size, _ = task.train_step(sample, model, criterion, optimizer, update_num=0)
+    totals = torch.tensor([float(loss.detach()), float(sample_size)], dtype=torch.float64)
+    if world > 1:
+        torch.distributed.all_reduce(totals)
+    grads = {}
+    for name, parameter in model.named_parameters():
+        grad = parameter.grad / totals[1].float()
+        if hasattr(parameter, "expert"):
+            # The trainer multiplies all gradients by the world size, and averages shared ones.
+            for index, row in enumerate(grad * world):
+                grads[f"{name}.{rank * len(grad) + index}"] = row
+        elif name.endswith(("fc1_weight", "fc2_weight", "fc1_bias", "fc2_bias")):
+            grads.update({f"{name}.{index}": row for index, row in enumerate(grad)})
+        else:
+            if world > 1:
+                torch.distributed.all_reduce(grad)
+            grads[name] = grad
+    return float(totals[0] / totals[1]), grads
+
+
+def test_objectives_are_means_over_all_ranks(reversal: Path) -> None:
+    """Two ranks with halves of the sentences equal one process with all, mt and dae together."""
+    from distributed import run_ranks
+    from toy import MODEL, TASK
+
+    arguments = [
+        str(reversal), *TASK, *MODEL, "--criterion", "multitask_summed_loss", "--cpu",
+        "--multitask", "mt:1,dae:0.7", "--multitask-max-tokens", "dae:150", "--encoder-langtok",
+        "tgt", "--optimizer", "sgd", "--lr", "1", *EXACT,
+        # The balance loss is a product of means: that of a whole batch is not that of its halves.
+        "--moe-gate-loss-wt", "0", "--label-smoothing", "0.1",
+    ]  # fmt: skip
+    [(loss, grads)] = run_ranks(_rank_gradients, 1, arguments, 1)
+    parts = run_ranks(_rank_gradients, 2, [*arguments, "--expert-parallel-size", "2"], 2)
+    assert parts[0][0] == pytest.approx(loss, rel=1e-6)
+    together = {**parts[0][1], **parts[1][1]}
+    assert together.keys() == grads.keys()
+    for name, grad in grads.items():
+        torch.testing.assert_close(together[name], grad, rtol=1e-4, atol=1e-6, msg=name)

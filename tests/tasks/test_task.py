@@ -1,0 +1,179 @@
+"""What the task reads out of a data directory, and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairseq import tasks
+
+Configure = Callable[..., Any]
+
+
+def load(configure: Configure, data: Path, *arguments: str, split: str = "train") -> Any:
+    cfg = configure(data, *arguments)
+    task = tasks.setup_task(cfg.task)
+    task.build_model(cfg.model)
+    task.load_dataset(split)
+    return task
+
+
+def first_batch(task: Any, split: str = "train") -> dict[str, Any]:
+    dataset = task.dataset(split)
+    batch = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=200)[0]
+    return dataset.collater([dataset[index] for index in batch])
+
+
+def test_all_directions_and_languages_of_the_data_are_found(
+    configure: Configure, reversal: Path
+) -> None:
+    task = load(configure, reversal, "--multitask", "mt,dae")
+    assert [str(pair) for pair in task.pairs] == ["aa-bb", "bb-aa"]
+    assert task.langs == ["aa", "bb"]
+    mt, dae = task.dataset("train").streams
+    assert [(corpus.name, len(corpus)) for corpus in mt.corpora] == [
+        ("aa-bb", 4000),
+        ("bb-aa", 4000),
+    ]
+    assert [(corpus.name, len(corpus)) for corpus in dae.corpora] == [("aa", 4000), ("bb", 4000)]
+
+
+def test_symbols_are_appended_and_nothing_is_renumbered(
+    configure: Configure, reversal: Path
+) -> None:
+    from fairseq.data import Dictionary
+
+    stock = Dictionary.load(str(reversal / "dict.aa.txt"))
+    task = load(configure, reversal)
+    symbols = task.dictionary.symbols
+    assert symbols[: len(stock)] == stock.symbols
+    assert symbols[len(stock) :] == ["__aa__", "__bb__", "<mask>"]
+
+
+def test_a_dictionary_that_has_the_symbols_stays_as_it_is(
+    configure: Configure, reversal: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(reversal, data)
+    for path in data.glob("dict.*.txt"):
+        path.write_text("__bb__ 1\n<mask> 1\n__aa__ 1\n" + path.read_text())
+    task = tasks.setup_task(configure(data).task)
+    assert task.dictionary.symbols.count("<mask>") == 1
+    assert task.dictionary.symbols[4:7] == ["__bb__", "<mask>", "__aa__"]
+
+
+@pytest.mark.parametrize(
+    ("options", "source", "target"),
+    [
+        ([], None, None),
+        (["--encoder-langtok", "src"], "__aa__", None),
+        (["--encoder-langtok", "tgt"], "__bb__", None),
+        (["--encoder-langtok", "tgt", "--decoder-langtok"], "__bb__", "__bb__"),
+    ],
+)
+def test_language_tokens(
+    configure: Configure, reversal: Path, options: list[str], source: str | None, target: str | None
+) -> None:
+    task = load(configure, reversal, "--lang-pairs", "aa-bb", *options)
+    batch = first_batch(task)["mt"]
+    symbols, pad, eos = task.dictionary.symbols, task.dictionary.pad(), task.dictionary.eos()
+    for row in batch["net_input"]["src_tokens"]:
+        tokens = row[row != pad].tolist()
+        assert tokens[-1] == eos
+        assert symbols[tokens[0]] == source if source else symbols[tokens[0]] in "abcdefghij"
+    for row, shifted in zip(batch["target"], batch["net_input"]["prev_output_tokens"], strict=True):
+        tokens = row[row != pad].tolist()
+        assert tokens[-1] == eos
+        assert symbols[tokens[0]] == target if target else symbols[tokens[0]] in "abcdefghij"
+        assert shifted[shifted != pad].tolist() == [eos, *tokens[:-1]]
+
+
+def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: Path) -> None:
+    task = load(
+        configure, reversal, "--multitask", "dae", "--mono-langs", "aa", "--dae-mask", "0.5",
+        "--encoder-langtok", "tgt",
+    )  # fmt: skip
+    clean = {line for line in (reversal.parent / "train.aa").read_text().splitlines()}
+    batch = first_batch(task)["dae"]
+    assert {task.dictionary.string(row, extra_symbols_to_ignore=[1]) for row in batch["target"]} <= clean
+    sources = batch["net_input"]["src_tokens"]
+    assert (sources == task.dictionary.index("<mask>")).any()
+    assert (sources == task.dictionary.index("__aa__")).sum() == len(sources)
+    assert not (batch["target"] == task.dictionary.index("<mask>")).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--multitask", "mt,lm"], "unknown objective 'lm'"),
+        (["--multitask-max-tokens", "dae:5"], "dae is not among --multitask mt"),
+        (["--lang-pairs", "aabb"], "'aabb' is no pair, write it as src-tgt"),
+        (["--lang-pairs", "aa-cc", "--langs", "aa,bb,cc"], "has no train.aa-cc.* nor train.cc-aa.*"),
+        (["--lang-pairs", "aa-cc", "--langs", "aa,bb"], "language cc of the pair aa-cc is not in"),
+        (["--langs", "aa,bb", "--lang-dict", "x"], "--langs and --lang-dict exclude each other"),
+        (["--lang-dict", "/nowhere"], "cannot read the list of languages /nowhere"),
+        (["--multitask", "dae", "--mono-langs", "cc"], "--mono-langs: cc is none of the languages"),
+        (["-s", "aa"], "--source-lang and --target-lang belong together"),
+        (
+            ["--sampling-method", "temperature", "--sampling-temperature", "0"],
+            "--sampling-temperature 0.0 must be positive",
+        ),
+        (["--dae-mask", "1.5"], "--dae-mask 1.5 must lie in"),
+        (["--moe-top-k", "9"], "--moe-top-k 9 is more than --moe-expert-count 4"),
+        (["--moe-expert-count", "0"], "--moe-expert-count 0 is too small: give at least 1"),
+        (["--moe-jitter-eps", "1"], "--moe-jitter-eps 1.0 must be less than 1"),
+        (["--moe-capacity-factor", "-1"], "--moe-capacity-factor -1.0 is too small"),
+        (
+            ["--moe-batch-prioritized-routing", "--moe-token-priority", "position"],
+            "contradicts --moe-token-priority position",
+        ),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(
+    configure: Configure,
+    reversal: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        load(configure, reversal, *arguments)
+    assert stopped.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert line.startswith("zcode_plugin: error: ")
+    assert message in line
+
+
+def test_missing_and_damaged_data_are_named(
+    configure: Configure, reversal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def message(directory: Path, *arguments: str) -> str:
+        with pytest.raises(SystemExit):
+            load(configure, directory, *arguments)
+        return capsys.readouterr().err
+
+    assert f"no data directory {tmp_path / 'none'}" in message(tmp_path / "none")
+    data = tmp_path / "data"
+    shutil.copytree(reversal, data)
+    (data / "dict.bb.txt").write_text("other 1\n")
+    assert "dict.aa.txt and" in message(data)
+    shutil.copy(reversal / "dict.bb.txt", data)
+    for path in data.glob("train.*-None.*"):
+        path.unlink()
+    assert "has no monolingual data" in message(data, "--multitask", "mt,dae")
+    (data / "train.aa-bb.aa.idx").write_bytes(b"MMIDIDX\x00\x00")
+    assert "train.aa-bb.aa.idx" in message(data)
+
+
+def test_validation_has_all_data_once(configure: Configure, reversal: Path) -> None:
+    task = load(configure, reversal, "--multitask", "mt,dae", split="valid")
+    dataset = task.dataset("valid")
+    sampler = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=500)
+    counts = {"mt": 0, "dae": 0}
+    for batch in sampler:
+        [(name, part)] = dataset.collater([dataset[index] for index in batch]).items()
+        counts[name] += part["nsentences"]
+    assert counts == {"mt": 200, "dae": 200}
