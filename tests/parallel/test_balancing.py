@@ -117,3 +117,24 @@ def test_an_overflow_moves_nothing() -> None:
     stock.zero_grad()
     balancer.update()
     assert biases(balancer) == {"a": [0, 0]}
+
+
+def test_the_bias_balances_a_lopsided_gate() -> None:
+    torch.manual_seed(0)
+    layer = TopKGate(16, 8, GateOptions(selection_bias=True, capacity_factor=0))
+    with torch.no_grad():
+        # Inputs have mean 1: this gate prefers some experts for all of them.
+        layer.wg.weight.normal_(std=0.2)
+    balancer = LoadBalancer({"a": layer}, rate=0.003)
+
+    def busiest() -> float:
+        """Load of the busiest expert over the mean load."""
+        load_E = layer(torch.randn(2048, 16) + 1).stats.load_E
+        balancer.observe({"a": packed(load_E.tolist())})
+        return float(load_E.max()) * 8 / 2048
+
+    assert busiest() > 4
+    for _ in range(200):
+        balancer.update()
+        busiest()
+    assert busiest() < 1.3

@@ -43,9 +43,11 @@ def _moe_layers(moe: MoEConfig, side: str, layers: int) -> list[int]:
 def _counts(flag: str, text: object, layers: int, where: str) -> list[int]:
     """`"32,64"` -> [32, 64], one number for each of `layers` layers."""
     parts = [part.strip() for part in str(text).split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(f"{flag} {text} must be a positive number, or several with commas between")
+    if not all(part.isdecimal() for part in parts):
+        raise UserError(f"{flag} {text} must be a number, or several with commas between")
     counts = [int(part) for part in parts]
+    if min(counts) < 1:
+        raise UserError(f"{flag} {text} is too small: give at least 1")
     if len(counts) == 1:
         return counts * layers
     if len(counts) != layers:

@@ -23,8 +23,8 @@ def check(moe: MoEConfig, layout: ExpertLayout) -> None:
         for index, count in counts.items():
             if moe.moe_top_k > count:
                 raise UserError(
-                    f"--moe-top-k {moe.moe_top_k} is more than the {count} experts "
-                    f"(--moe-expert-count) of {side} layer {index + 1}: give at most as many"
+                    f"--moe-top-k {moe.moe_top_k} is more than --moe-expert-count {count} of "
+                    f"{side} layer {index + 1}: give at most as many"
                 )
 
 

@@ -34,7 +34,7 @@ class GateOptions:
             [1 - eps, 1 + eps].
         output_masking: in training, each combine weight becomes 0 with this probability, so that
             the expert's output is lost to the token; the others grow by 1 / (1 - probability), so
-            that evaluation needs no scaling (NLLB, arXiv 2207.04672, section 6.2).
+            that evaluation needs no scaling (NLLB, arXiv 2207.04672).
         normalize: divide the combine weights of a token by their sum; None means when k > 1.
         normalize_before_dropping: take that sum over all choices rather than the kept ones.
         fp32: compute the gate in float32 whatever the model's dtype.
@@ -119,7 +119,10 @@ class Gate(nn.Module):
         )
 
     def _mask_outputs(self, weight_A: Tensor) -> Tensor:
-        return nn.functional.dropout(weight_A, self.options.output_masking, self.training)
+        probability = self.options.output_masking
+        if not self.training or probability == 0:
+            return weight_A
+        return nn.functional.dropout(weight_A, probability)
 
 
 class TopKGate(Gate):
