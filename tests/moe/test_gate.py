@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from zcode_plugin.moe import GateOptions, LayerStats, TopKGate
+from zcode_plugin.moe.gate import sample_further_experts
 from zcode_plugin.moe.losses import balance_loss, z_loss
 
 
@@ -179,8 +180,93 @@ def test_statistics() -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"k": 0}, "at least 1"), ({"jitter_eps": 1.0}, r"\[0, 1\)"), ({"k": 5}, "top-5")],
+    [
+        ({"k": 0}, "at least 1"),
+        ({"jitter_eps": 1.0}, r"\[0, 1\)"),
+        ({"output_masking": 1.0}, r"\[0, 1\)"),
+        ({"k": 5}, "top-5"),
+        ({"selection_bias": True, "second_expert_policy": "sampling"}, "by score"),
+    ],
 )
-def test_bad_options_are_refused(options: dict[str, float], message: str) -> None:
+def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TopKGate(4, 4, GateOptions(**options))  # type: ignore[arg-type]
+
+
+def test_sampled_second_experts_follow_the_distribution_over_the_others() -> None:
+    draws = 20_000
+    torch.manual_seed(0)
+    logits_TE = torch.tensor(log_probabilities([[0.5, 0.3, 0.15, 0.05]])).expand(draws, 4)
+    expert_TK = sample_further_experts(logits_TE, 3)
+    assert (expert_TK[:, 0] == 0).all()
+    assert (expert_TK.sort(dim=1).values.diff(dim=1) > 0).all()
+    second = expert_TK[:, 1].bincount(minlength=4) / draws
+    # 0.3, 0.15 and 0.05 over their sum; binomial deviation at most 0.0035, five of them allowed.
+    torch.testing.assert_close(second, torch.tensor([0, 0.6, 0.3, 0.1]), atol=0.0175, rtol=0)
+    # The third by the same law among the two that are left.
+    third = expert_TK[:, 2].bincount(minlength=4) / draws
+    p = {1: 0.6, 2: 0.3, 3: 0.1}
+    wanted = [sum(p[a] * p[b] / (1 - p[a]) for a in p if a != b) if b else 0.0 for b in range(4)]
+    torch.testing.assert_close(third, torch.tensor(wanted), atol=0.0175, rtol=0)
+
+
+def test_sampling_acts_in_training_only() -> None:
+    rows = log_probabilities([[0.5, 0.3, 0.2]] * 50)
+    gate, x_TM = gate_with_logits(
+        rows, k=2, second_expert_policy="sampling", capacity_factor=0, eval_capacity_factor=0
+    )
+    torch.manual_seed(0)
+    load_E = gate(x_TM).stats.load_E.tolist()
+    assert load_E[0] == 50
+    assert load_E[2] > 0
+    assert gate.eval()(x_TM).stats.load_E.tolist() == [50, 50, 0]
+
+
+def test_selection_bias_moves_the_choice_and_not_the_weight() -> None:
+    gate, x_TM = gate_with_logits(
+        log_probabilities([[0.6, 0.3, 0.1], [0.45, 0.15, 0.4]]), selection_bias=True
+    )
+    assert gate.selection_bias is not None
+    gate.selection_bias.copy_(torch.tensor([-0.1, 0.0, 0.1]))
+    output = gate.eval()(x_TM)
+    # Biased scores: 0.5 0.3 0.2 and 0.35 0.15 0.5.
+    assert output.routing.kept_E.tolist() == [1, 0, 1]
+    assert output.routing.token_A.tolist() == [0, 1]
+    torch.testing.assert_close(output.weight_A, torch.tensor([0.6, 0.4]))
+
+
+def test_selection_bias_stays_float32_and_is_in_the_state_dict() -> None:
+    gate = TopKGate(4, 3, GateOptions(selection_bias=True))
+    assert gate.selection_bias is not None
+    gate.selection_bias += torch.tensor([0.001, 0.1234567, -0.001])
+    before = gate.selection_bias.clone()
+    gate.half()
+    assert gate.wg.weight.dtype == torch.float16
+    assert gate.selection_bias.dtype == torch.float32
+    assert torch.equal(gate.selection_bias, before)
+    assert torch.equal(gate.state_dict()["selection_bias"], before)
+    assert "selection_bias" not in TopKGate(4, 3).state_dict()
+
+
+def test_weights_of_another_balance_start_without_bias() -> None:
+    source = TopKGate(4, 3)
+    target = TopKGate(4, 3, GateOptions(selection_bias=True))
+    target.load_state_dict(source.state_dict())
+    assert target.selection_bias is not None
+    assert target.selection_bias.tolist() == [0, 0, 0]
+
+
+def test_output_masking_loses_some_weights_and_scales_the_others() -> None:
+    rows = log_probabilities([[0.6, 0.3, 0.1]] * 4000)
+    plain, x_TM = gate_with_logits(rows, k=2, capacity_factor=0)
+    masked, _ = gate_with_logits(rows, k=2, capacity_factor=0, output_masking=0.2)
+    torch.manual_seed(0)
+    full_A, weight_A = plain(x_TM).weight_A, masked(x_TM).weight_A
+    lost_A = weight_A == 0
+    torch.testing.assert_close(weight_A[~lost_A], full_A[~lost_A] / 0.8)
+    # 8000 choices: the deviation of the share is 0.0045.
+    assert lost_A.float().mean().item() == pytest.approx(0.2, abs=5 * 0.0045)
+    # First and second choices of a token are masked independently.
+    both = lost_A.view(2, -1).all(0).float().mean().item()
+    assert both == pytest.approx(0.04, abs=5 * 0.0031)
+    assert torch.equal(masked.eval()(x_TM).weight_A, plain.eval()(x_TM).weight_A)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -30,32 +32,94 @@ def build_with(
     return MOELayer(gate, experts, group)  # type: ignore[arg-type]
 
 
-def dense_reference(layer: MOELayer, x_TM: Tensor, k: int) -> Tensor:
+def dense_reference(layer: MOELayer, x_TM: Tensor) -> Tensor:
     """Every expert on every token, weighted by the gate: one einsum, no routing."""
-    experts = layer.experts
+    experts, options = layer.experts, layer.gate.options
     gate_TE = (x_TM @ layer.gate.wg.weight.t()).softmax(1)
-    weight_TE = torch.zeros_like(gate_TE).scatter(1, gate_TE.topk(k).indices, 1) * gate_TE
-    if k > 1:
+    biased_TE = (
+        gate_TE if layer.gate.selection_bias is None else gate_TE + layer.gate.selection_bias
+    )
+    weight_TE = torch.zeros_like(gate_TE).scatter(1, biased_TE.topk(options.k).indices, 1) * gate_TE
+    if options.normalize or (options.normalize is None and options.k > 1):
         weight_TE = weight_TE / weight_TE.sum(1, keepdim=True)
     hidden = torch.einsum("tm,efm->tef", x_TM, experts.fc1_weight) + experts.fc1_bias
     output = torch.einsum("tef,emf->tem", hidden.relu(), experts.fc2_weight) + experts.fc2_bias
     return torch.einsum("te,tem->tm", weight_TE, output)
 
 
-@settings(deadline=None, max_examples=40)
-@given(st.integers(0, 30), st.integers(1, E), st.integers(0, 2**31))
-def test_outputs_and_gradients_equal_the_dense_reference(tokens: int, k: int, seed: int) -> None:
-    layer = build_with(GateOptions(k=k, capacity_factor=0), seed).double()
+@st.composite
+def gate_options(draw: st.DrawFn) -> GateOptions:
+    """Every way to choose and weigh that needs no draws and drops nothing."""
+    return GateOptions(
+        k=draw(st.integers(1, E)),
+        capacity_factor=draw(st.sampled_from([0.0, float(E)])),
+        token_priority=draw(st.sampled_from(["rts", "position", "gate"])),
+        selection_bias=draw(st.booleans()),
+        normalize=draw(st.sampled_from([None, True, False])),
+        normalize_before_dropping=draw(st.booleans()),
+    )
+
+
+def build_biased(options: GateOptions, seed: int) -> MOELayer:
+    layer = build_with(options, seed)
+    if layer.gate.selection_bias is not None:
+        layer.gate.selection_bias.uniform_(-0.3, 0.3)
+    return layer
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 30), gate_options(), st.integers(0, 2**31))
+def test_outputs_and_gradients_equal_the_dense_reference(
+    tokens: int, options: GateOptions, seed: int
+) -> None:
+    layer = build_biased(options, seed).double()
     x_TM = torch.randn(tokens, M, dtype=torch.float64, requires_grad=True)
     grad = torch.randn(tokens, M, dtype=torch.float64)
     leaves = [x_TM, *layer.parameters()]
-    expected = dense_reference(layer, x_TM, k)
+    expected = dense_reference(layer, x_TM)
     output = layer(x_TM)
     torch.testing.assert_close(output, expected)
     actual_grads = torch.autograd.grad(output, leaves, grad)
     expected_grads = torch.autograd.grad(expected, leaves, grad)
     for actual, wanted in zip(actual_grads, expected_grads, strict=True):
         torch.testing.assert_close(actual, wanted, rtol=1e-6, atol=1e-9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 30), gate_options(), st.integers(0, 2**31))
+def test_permuting_tokens_permutes_outputs(tokens: int, options: GateOptions, seed: int) -> None:
+    layer = build_biased(options, seed)
+    x_TM, order = torch.randn(tokens, M), torch.randperm(tokens)
+    torch.testing.assert_close(layer(x_TM[order]), layer(x_TM)[order], rtol=1e-4, atol=1e-5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 30), gate_options(), st.floats(0.1, 1.0), st.integers(0, 2**31))
+def test_weights_sum_as_documented(
+    tokens: int, options: GateOptions, factor: float, seed: int
+) -> None:
+    options = replace(options, capacity_factor=factor, min_capacity=0)
+    layer = build_biased(options, seed)
+    x_TM = torch.randn(tokens, M)
+    output = layer.gate(x_TM)
+    token_A, weight_A = output.routing.token_A, output.weight_A
+    total_T = torch.zeros(tokens).index_add(0, token_A, weight_A)
+    choices_T = token_A.bincount(minlength=tokens)
+    assert choices_T.max() <= options.k
+    assert (output.routing.kept_E <= max(1, math.ceil(options.k * tokens / E * factor))).all()
+    whole_T = choices_T == options.k
+    score_T = (x_TM @ layer.gate.wg.weight.t()).softmax(1)
+    if options.normalize or (options.normalize is None and options.k > 1):
+        one_T = total_T[whole_T]
+        torch.testing.assert_close(one_T, torch.ones_like(one_T))
+        if not options.normalize_before_dropping:
+            partly_T = total_T[choices_T > 0]
+            torch.testing.assert_close(partly_T, torch.ones_like(partly_T))
+        assert (total_T <= 1 + 1e-5).all()
+    elif options.k == E:
+        torch.testing.assert_close(total_T[whole_T], score_T.sum(1)[whole_T])
+    else:
+        assert (total_T < 1).all()
 
 
 def test_padding_and_dropped_tokens_come_out_as_zero() -> None:
@@ -72,16 +136,10 @@ def test_padding_and_dropped_tokens_come_out_as_zero() -> None:
     assert int(zero_rows.sum()) == 3 + int(stats.dropped)
 
 
-def test_permuting_tokens_permutes_outputs() -> None:
-    layer = build()
-    x_TM = torch.randn(17, M)
-    order = torch.randperm(17)
-    torch.testing.assert_close(layer(x_TM[order]), layer(x_TM)[order])
-
-
+@pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_keeps_dtype_and_is_close(dtype: torch.dtype) -> None:
-    layer = build()
+def test_half_precision_keeps_dtype_and_is_close(dtype: torch.dtype, k: int) -> None:
+    layer = build_with(GateOptions(k=k, capacity_factor=0))
     x_TM = torch.randn(32, M)
     expected = layer(x_TM)
     half = deepcopy(layer).to(dtype)
@@ -90,6 +148,13 @@ def test_half_precision_keeps_dtype_and_is_close(dtype: torch.dtype) -> None:
     assert output.dtype == dtype
     close = torch.isclose(output.float(), expected, atol=0.03, rtol=0.05).all(1)
     assert close.float().mean() > 0.9
+    output.float().sum().backward()
+    expected.sum().backward()
+    for (name, one), (_, other) in zip(
+        half.named_parameters(), layer.named_parameters(), strict=True
+    ):
+        assert one.grad.dtype == dtype, name
+        assert torch.cosine_similarity(one.grad.float().flatten(), other.grad.flatten(), 0) > 0.98
 
 
 def test_activation_checkpointing_recomputes_the_same_routing() -> None:

@@ -61,6 +61,49 @@ TABLES = {
         [[0], [1], [1], [1]],
         [2, 2, 2, 2],
     ),
+    "random order, fixed draws": (
+        [[0, 0, 1, 0, 1, 1, 0]],
+        2,
+        2,
+        [0.42, 0.07, 0.91, 0.88, 0.13, 0.35, 0.64],
+        [[3, 6], [2, 5]],
+        [4, 3],
+    ),
+    "random order, two choices, fixed draws": (
+        [[0, 0, 0, 1], [1, 1, 1, 0]],
+        2,
+        2,
+        [0.2, 0.9, 0.5, 0.3],
+        [[1, 2], [1, 3]],
+        [4, 4],
+    ),
+    "four choices, overflow keeps the best within a choice": (
+        [[0, 0, 1], [1, 2, 0], [2, 3, 3], [3, 1, 2]],
+        4,
+        2,
+        [0.1, 0.3, 0.2],
+        [[0, 1], [0, 2], [0, 1], [1, 2]],
+        [3, 3, 3, 3],
+    ),
+    "all tokens to the same four experts": (
+        [[3] * 3, [2] * 3, [1] * 3, [0] * 3],
+        4,
+        1,
+        [0.5, 0.6, 0.1],
+        [[1], [1], [1], [1]],
+        [3, 3, 3, 3],
+    ),
+    "one token, four choices": ([[2], [0], [3], [1]], 4, 1, None, [[0], [0], [0], [0]], [1] * 4),
+    "no token, four choices": ([[], [], [], []], 4, 1, None, [[], [], [], []], [0] * 4),
+    "capacity above the token count, two choices": (
+        [[0, 1], [1, 0]],
+        2,
+        9,
+        [0.1, 0.2],
+        [[0, 1], [0, 1]],
+        [2, 2],
+    ),
+    "no place at all": ([[0, 1]], 2, 0, None, [[], []], [1, 1]),
     "all tokens to one expert": ([[2] * 5], 3, 2, None, [[], [], [0, 1]], [0, 0, 5]),
     "capacity above the token count": ([[1, 1]], 2, 100, None, [[], [0, 1]], [0, 2]),
     "one token": ([[1]], 2, 1, None, [[], [0]], [0, 1]),
@@ -96,6 +139,26 @@ def test_padding_takes_no_place_of_a_second_choice() -> None:
     padding_T = torch.tensor([True, False])
     routing = route(torch.tensor([[0, 1], [1, 0]]), 2, 1, padding_T=padding_T)
     assert table(routing) == [[1], [1]]
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_nothing_but_padding(k: int) -> None:
+    expert_KT = torch.arange(k)[:, None].expand(k, 3)
+    routing = route(expert_KT, 4, 2, padding_T=torch.ones(3, dtype=torch.bool))
+    assert table(routing) == [[], [], [], []]
+    assert routing.demand_E.tolist() == [0, 0, 0, 0]
+
+
+def test_padding_takes_no_place_of_four_choices() -> None:
+    routing = route(
+        torch.tensor([[0, 0, 1], [1, 2, 0], [2, 3, 3], [3, 1, 2]]),
+        4,
+        1,
+        priority_T=torch.tensor([0.9, 0.1, 0.2]),
+        padding_T=torch.tensor([True, False, False]),
+    )
+    assert table(routing) == [[1], [2], [1], [2]]
+    assert routing.demand_E.tolist() == [2, 2, 2, 2]
 
 
 def test_slots_name_the_choice() -> None:

@@ -14,6 +14,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from zcode_plugin.data.objectives import Objective
+from zcode_plugin.moe.load import labelled
 from zcode_plugin.moe.stats import LayerStats, log_values, reduce_log
 
 
@@ -26,7 +27,10 @@ class MultitaskSummedLossConfig(FairseqDataclass):
     )
     moe_gate_loss_wt: float = field(
         default=0.01,
-        metadata={"help": "weight of the load balance loss, which is 1 for a balanced layer"},
+        metadata={
+            "help": "weight of the load balance loss, which is 1 for a balanced layer; used with "
+            "--moe-balance loss alone"
+        },
     )
     moe_z_loss_wt: float = field(
         default=0.0,
@@ -80,7 +84,8 @@ class MultitaskSummedLoss(FairseqCriterion):
             if objective.name not in batches:
                 continue
             batch = batches[objective.name]
-            loss, nll_loss, layers = self._objective_loss(model, batch)
+            with labelled(objective=objective.name):
+                loss, nll_loss, layers = self._objective_loss(model, batch)
             factor = objective.weight * self.normalizers.get(objective.name, 1.0)
             losses.append(factor * loss)
             stats.append(layers)
@@ -88,7 +93,9 @@ class MultitaskSummedLoss(FairseqCriterion):
         sample_size = next(
             batches[item.name]["ntokens"] for item in self.objectives if item.name in batches
         )
-        total = torch.stack(losses).sum() + sample_size * self._gate_losses(stats)
+        has_balance_loss = getattr(getattr(model, "moe", None), "balance", "loss") == "loss"
+        gate_losses = self._gate_losses(stats, self.gate_loss_wt if has_balance_loss else 0.0)
+        total = torch.stack(losses).sum() + sample_size * gate_losses
         for name, value in log_values([layer for part in stats for layer in part]).items():
             logs[name] = value
         logs["sample_size"] = sample_size
@@ -109,13 +116,13 @@ class MultitaskSummedLoss(FairseqCriterion):
         )
         return loss, nll_loss, list(output[1].get("moe_stats", {}).values())
 
-    def _gate_losses(self, passes: list[list[Tensor]]) -> Tensor:
+    def _gate_losses(self, passes: list[list[Tensor]], balance_wt: float) -> Tensor:
         """Weighted balance and z-loss: mean over the layers of a pass, sum over passes."""
         total = torch.zeros(())
         for layers in passes:
             for vector in layers:
                 stats = LayerStats.unpack(vector)
-                loss = self.gate_loss_wt * stats.balance_loss + self.z_loss_wt * stats.z_loss
+                loss = balance_wt * stats.balance_loss + self.z_loss_wt * stats.z_loss
                 total = total.to(loss.device) + loss / len(layers)
         return total
 

@@ -13,7 +13,16 @@ from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
 
 from zcode_plugin.models.moe_config import MoEConfig
-from zcode_plugin.moe import Experts, MOELayer, TopKGate
+from zcode_plugin.moe import (
+    CallContext,
+    Experts,
+    Gate,
+    HashGate,
+    MOELayer,
+    RandomGate,
+    ResidualExpert,
+    TopKGate,
+)
 from zcode_plugin.parallel.topology import ExpertTopology
 
 # Stock encoder layers own second copies of their weights for an inference kernel of torch. They
@@ -54,11 +63,13 @@ class _ExpertFeedForward:
     """Puts an `MOELayer` where a stock layer's forward calls fc1, activation, dropout and fc2.
 
     The stock forward runs unchanged: `fc1` applies the experts, the rest passes on. What it cannot
-    pass, the padding mask and the statistics, is held here for the duration of one call.
+    pass, the padding mask, the context and the statistics, is held here for the duration of one
+    call.
     """
 
     moe_layer: MOELayer
     _padding: Tensor | None = None
+    _context: CallContext | None = None
     _stats: Tensor | None = None
 
     def _install(self, moe_layer: MOELayer) -> None:
@@ -70,11 +81,11 @@ class _ExpertFeedForward:
 
     def _apply_experts(self, x: Tensor) -> Tensor:
         padding = None if self._padding is None else self._padding.t()
-        output, self._stats = self.moe_layer.forward_with_stats(x, padding)
+        output, self._stats = self.moe_layer.forward_with_stats(x, padding, self._context)
         return output
 
     def _take_stats(self) -> Tensor:
-        stats, self._stats, self._padding = self._stats, None, None
+        stats, self._stats, self._padding, self._context = self._stats, None, None, None
         assert stats is not None
         return stats
 
@@ -83,16 +94,26 @@ class MoEEncoderLayer(_ExpertFeedForward, LeanEncoderLayer):
     """Encoder layer with experts; returns (x, packed `LayerStats`)."""
 
     def __init__(
-        self, cfg: TransformerConfig, moe: MoEConfig, topology: ExpertTopology, return_fc: bool
+        self,
+        cfg: TransformerConfig,
+        moe: MoEConfig,
+        topology: ExpertTopology,
+        num_experts: int,
+        return_fc: bool = False,
     ):
         super().__init__(cfg, return_fc=return_fc)
         self.masks_padding = moe.masks_padding
-        self._install(build_moe_layer(cfg, cfg.encoder, moe, topology))
+        self._install(build_moe_layer(cfg, cfg.encoder, moe, topology, num_experts))
 
     def forward(
-        self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        encoder_padding_mask: Tensor | None,
+        attn_mask: Tensor | None = None,
+        context: CallContext | None = None,
     ) -> tuple[Tensor, Tensor]:
         self._padding = encoder_padding_mask if self.masks_padding else None
+        self._context = context
         output = LeanEncoderLayer.forward(self, x, encoder_padding_mask, attn_mask)
         return (output[0] if isinstance(output, tuple) else output), self._take_stats()
 
@@ -105,16 +126,23 @@ class MoEDecoderLayer(_ExpertFeedForward, TransformerDecoderLayerBase):
         cfg: TransformerConfig,
         moe: MoEConfig,
         topology: ExpertTopology,
+        num_experts: int,
         no_encoder_attn: bool = False,
     ):
         super().__init__(cfg, no_encoder_attn=no_encoder_attn)
         self.masks_padding = moe.masks_padding
-        self._install(build_moe_layer(cfg, cfg.decoder, moe, topology))
+        self._install(build_moe_layer(cfg, cfg.decoder, moe, topology, num_experts))
 
     def forward(
-        self, x: Tensor, *args: Any, self_attn_padding_mask: Tensor | None = None, **kwargs: Any
+        self,
+        x: Tensor,
+        *args: Any,
+        self_attn_padding_mask: Tensor | None = None,
+        context: CallContext | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         self._padding = self_attn_padding_mask if self.masks_padding else None
+        self._context = context
         output, attention, _ = TransformerDecoderLayerBase.forward(
             self, x, *args, self_attn_padding_mask=self_attn_padding_mask, **kwargs
         )
@@ -122,17 +150,27 @@ class MoEDecoderLayer(_ExpertFeedForward, TransformerDecoderLayerBase):
 
 
 def build_moe_layer(
-    cfg: TransformerConfig, side: Any, moe: MoEConfig, topology: ExpertTopology
+    cfg: TransformerConfig, side: Any, moe: MoEConfig, topology: ExpertTopology, num_experts: int
 ) -> MOELayer:
     """Gate and local experts for one layer; `side` is the encoder's or the decoder's config."""
-    local = topology.local_experts(moe.moe_expert_count)
-    gate = TopKGate(side.embed_dim, moe.moe_expert_count, moe.gate)
+    local = topology.local_experts(num_experts)
+    shape = (side.embed_dim, side.ffn_embed_dim)
+    activation = get_activation_fn(cfg.activation_fn)
+    dropout = cfg.activation_dropout or cfg.relu_dropout or 0.0
+    gate = _build_gate(side.embed_dim, num_experts, moe)
     experts = Experts(
-        side.embed_dim,
-        side.ffn_embed_dim,
-        len(local),
-        first=local.start,
-        activation=get_activation_fn(cfg.activation_fn),
-        dropout=cfg.activation_dropout or cfg.relu_dropout or 0.0,
+        *shape, len(local), first=local.start, activation=activation, dropout=dropout
     )
-    return MOELayer(gate, experts, topology.group)
+    residual = None
+    if moe.moe_residual:
+        residual = ResidualExpert(*shape, activation=activation, dropout=dropout)
+    return MOELayer(
+        gate, experts, topology.group, residual=residual, gating_dropout=moe.gating_dropout
+    )
+
+
+def _build_gate(model_dim: int, num_experts: int, moe: MoEConfig) -> Gate:
+    if str(moe.moe_gate) == "learned":
+        return TopKGate(model_dim, num_experts, moe.gate)
+    fixed = HashGate if str(moe.moe_gate) == "hash" else RandomGate
+    return fixed(num_experts, moe.gate)

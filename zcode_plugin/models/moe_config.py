@@ -12,7 +12,8 @@ from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.moe.gate import GateOptions
+from zcode_plugin.moe.gate import GateOptions, SecondExpertPolicy
+from zcode_plugin.moe.gating_dropout import GatingDropout, GatingDropoutPolicy
 from zcode_plugin.moe.routing import TokenPriority
 
 # fairseq's parser makes of a bool with default True a flag that can only switch off; these can be
@@ -20,6 +21,10 @@ from zcode_plugin.moe.routing import TokenPriority
 _Switch = ChoiceEnum(["true", "false"])
 _AutoSwitch = ChoiceEnum(["auto", "true", "false"])
 _Priority = ChoiceEnum(["rts", "position", "gate"])
+_Gate = ChoiceEnum(["learned", "random", "hash"])
+_SecondExpert = ChoiceEnum(["score", "sampling"])
+_Balance = ChoiceEnum(["loss", "bias", "none"])
+_GatingDropout = ChoiceEnum(["local", "skip"])
 
 
 @dataclass
@@ -35,10 +40,49 @@ class MoEConfig(FairseqDataclass):
     decoder_moe_freq: Optional[int] = field(
         default=None, metadata={"help": "the same for the decoder alone (default: --moe-freq)"}
     )
-    moe_expert_count: int = field(
-        default=8, metadata={"help": "experts of each MoE layer, over all ranks"}
+    moe_expert_count: str = field(
+        default="8",
+        metadata={
+            "help": "experts of each MoE layer, over all ranks; or one number for each MoE layer, "
+            'encoder first, such as "32,64"'
+        },
+    )
+    encoder_moe_expert_count: Optional[str] = field(
+        default=None,
+        metadata={"help": "the same for the encoder alone (default: --moe-expert-count)"},
+    )
+    decoder_moe_expert_count: Optional[str] = field(
+        default=None,
+        metadata={"help": "the same for the decoder alone (default: --moe-expert-count)"},
     )
     moe_top_k: int = field(default=1, metadata={"help": "experts that each token is sent to"})
+    moe_gate: _Gate = field(  # type: ignore[valid-type]
+        default="learned",
+        metadata={
+            "help": "what chooses experts: a learned gate; or, as baselines, draws that are new in "
+            "every training pass (random), or a fixed hash of the token (hash; random uses it in "
+            "validation and translation)"
+        },
+    )
+    moe_second_expert_policy: _SecondExpert = field(  # type: ignore[valid-type]
+        default="score",
+        metadata={
+            "help": "the experts of a token after its first: those with the next best scores, or "
+            "drawn in training from the gate's distribution over the others (sampling)"
+        },
+    )
+    moe_balance: _Balance = field(  # type: ignore[valid-type]
+        default="loss",
+        metadata={
+            "help": "what keeps the experts equally busy: a loss (weight --moe-gate-loss-wt), a "
+            "bias of each expert that steers the choice alone and follows the load (loss-free), or "
+            "nothing (none)"
+        },
+    )
+    moe_bias_update_rate: float = field(
+        default=0.001,
+        metadata={"help": "step of that bias in each update; scores lie between 0 and 1"},
+    )
     moe_capacity_factor: float = field(
         default=1.0,
         metadata={
@@ -69,6 +113,34 @@ class MoEConfig(FairseqDataclass):
     moe_jitter_eps: float = field(
         default=0.0,
         metadata={"help": "multiply the gate's input by U(1-EPS, 1+EPS) in training; paper: 0.01"},
+    )
+    moe_eom: float = field(
+        default=0.0,
+        metadata={
+            "help": "expert output masking: in training a token loses the output of each of its "
+            "experts with this probability, the others are scaled by 1/(1-P); NLLB: 0.2"
+        },
+    )
+    moe_gating_dropout: float = field(
+        default=0.0,
+        metadata={
+            "help": "share of a layer's training passes in which the gate is ignored and no token "
+            "leaves its rank; paper: 0.2 to 0.3"
+        },
+    )
+    moe_gating_dropout_policy: _GatingDropout = field(  # type: ignore[valid-type]
+        default="local",
+        metadata={
+            "help": "where tokens go then: in equal shares, at random, to the experts of their "
+            "rank (local), or to none (skip)"
+        },
+    )
+    moe_residual: bool = field(
+        default=False,
+        metadata={
+            "help": "a dense feed-forward network beside the experts of each MoE layer, mixed with "
+            "their output by learned coefficients (PR-MoE)"
+        },
     )
     moe_gating_use_fp32: _Switch = field(  # type: ignore[valid-type]
         default="true",
@@ -125,11 +197,25 @@ class MoEConfig(FairseqDataclass):
             eval_capacity_factor=self.moe_eval_capacity_factor,
             min_capacity=self.moe_min_capacity,
             token_priority=cast(TokenPriority, priority),
+            second_expert_policy=cast(SecondExpertPolicy, str(self.moe_second_expert_policy)),
+            selection_bias=self.balance == "bias",
+            output_masking=self.moe_eom,
             jitter_eps=self.moe_jitter_eps,
             normalize=None if normalize == "auto" else normalize == "true",
             normalize_before_dropping=self.moe_normalize_gate_prob_before_dropping,
             fp32=str(self.moe_gating_use_fp32).lower() == "true",
         )
+
+    @property
+    def gating_dropout(self) -> GatingDropout:
+        """How often the gate is ignored, and what instead."""
+        policy = cast(GatingDropoutPolicy, str(self.moe_gating_dropout_policy))
+        return GatingDropout(self.moe_gating_dropout, policy)
+
+    @property
+    def balance(self) -> str:
+        """`loss`, `bias` or `none`."""
+        return str(self.moe_balance)
 
     @property
     def masks_padding(self) -> bool:
@@ -140,28 +226,6 @@ class MoEConfig(FairseqDataclass):
         own = getattr(self, f"{side}_moe_freq")
         freq = self.moe_freq if own is None else own
         return freq > 0 and (index + 1) % freq == 0
-
-    def check(self) -> None:
-        """Refuse what cannot work, naming the flag.
-
-        Raises:
-            UserError: one line with the flag, its value and the remedy.
-        """
-        least = {"moe_expert_count": 1, "moe_top_k": 1, "expert_parallel_size": 1}
-        for name in self.__dataclass_fields__:
-            value = getattr(self, name)
-            bound = least.get(name, 0)
-            if isinstance(value, (int, float)) and value < bound:
-                raise UserError(
-                    f"--{name.replace('_', '-')} {value} is too small: give at least {bound}"
-                )
-        if self.moe_top_k > self.moe_expert_count:
-            raise UserError(
-                f"--moe-top-k {self.moe_top_k} is more than --moe-expert-count "
-                f"{self.moe_expert_count}: give at most as many"
-            )
-        if self.moe_jitter_eps >= 1:
-            raise UserError(f"--moe-jitter-eps {self.moe_jitter_eps} must be less than 1")
 
 
 def add_moe_arguments(parser: ArgumentParser) -> None:

@@ -20,9 +20,14 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
+from zcode_plugin.models.moe_checks import check
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
+from zcode_plugin.moe import TopKGate
+from zcode_plugin.moe.context import calling, hand_in_context
 from zcode_plugin.moe.tape import record_last_output, recording
+from zcode_plugin.parallel.balancing import LoadBalancer
 from zcode_plugin.parallel.gradients import prepare_model
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 
@@ -33,6 +38,13 @@ def _wrap(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
         layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
     least = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
     return fsdp_wrap(layer, min_num_params=least)
+
+
+def _join(layer: nn.Module, name: str) -> nn.Module:
+    """Tie an MoE layer to the context and the tape of each pass."""
+    hand_in_context(layer, name)
+    record_last_output(layer, name)
+    return layer
 
 
 class MoETransformerEncoder(TransformerEncoderBase):
@@ -47,15 +59,21 @@ class MoETransformerEncoder(TransformerEncoderBase):
         topology: ExpertTopology,
     ):
         self._moe, self._topology, self._built = moe, topology, 0
+        self._layout = expert_layout(moe, cfg.encoder.layers, cfg.decoder.layers)["encoder"]
         super().__init__(cfg, dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
         index, self._built = self._built, self._built + 1
-        if not self._moe.is_moe_layer("encoder", index):
+        experts = self._layout.get(index)
+        if experts is None:
             return _wrap(LeanEncoderLayer(cfg, return_fc=self.return_fc), cfg)
-        layer = _wrap(MoEEncoderLayer(cfg, self._moe, self._topology, self.return_fc), cfg)
-        record_last_output(layer, f"encoder.layers.{index}")
-        return layer
+        layer = MoEEncoderLayer(cfg, self._moe, self._topology, experts, self.return_fc)
+        return _join(_wrap(layer, cfg), f"encoder.layers.{index}")
+
+    def forward(self, src_tokens: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See `fairseq.models.transformer.TransformerEncoderBase.forward`."""
+        with calling(token_ids=src_tokens.t()):
+            return super().forward(src_tokens, *args, **kwargs)
 
 
 class MoETransformerDecoder(TransformerDecoderBase):
@@ -70,17 +88,30 @@ class MoETransformerDecoder(TransformerDecoderBase):
         topology: ExpertTopology,
     ):
         self._moe, self._topology, self._built = moe, topology, 0
+        self._layout = expert_layout(moe, cfg.encoder.layers, cfg.decoder.layers)["decoder"]
         super().__init__(
             cfg, dictionary, embed_tokens, no_encoder_attn=cfg.no_cross_attention
         )
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> Any:
         index, self._built = self._built, self._built + 1
-        if not self._moe.is_moe_layer("decoder", index):
+        experts = self._layout.get(index)
+        if experts is None:
             return super().build_decoder_layer(cfg, no_encoder_attn)
-        layer = _wrap(MoEDecoderLayer(cfg, self._moe, self._topology, no_encoder_attn), cfg)
-        record_last_output(layer, f"decoder.layers.{index}")
-        return layer
+        layer = MoEDecoderLayer(cfg, self._moe, self._topology, experts, no_encoder_attn)
+        return _join(_wrap(layer, cfg), f"decoder.layers.{index}")
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, Any] | None = None,
+        incremental_state: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See `fairseq.models.transformer.TransformerDecoderBase.forward`."""
+        token_ids = prev_output_tokens if incremental_state is None else prev_output_tokens[:, -1:]
+        with calling(token_ids=token_ids.t()):
+            return super().forward(prev_output_tokens, encoder_out, incremental_state, **kwargs)
 
 
 @register_model("moe_transformer")
@@ -89,10 +120,20 @@ class MoETransformer(TransformerModel):
 
     `forward` returns what fairseq's Transformer returns, with one more entry in the dictionary of
     extras: `moe_stats`, which maps the name of each MoE layer to its packed `LayerStats`.
+
+    Attributes:
+        moe: the options.
+        topology: the place of this rank in expert parallelism.
+        seed: of what all ranks must draw alike.
+        balancer: moves the selection biases of the gates; None unless `--moe-balance bias`.
     """
 
     moe: MoEConfig
     topology: ExpertTopology
+    seed: int
+    balancer: LoadBalancer | None = None
+    _update: int = 0
+    _passes: int = 0  # training passes of the update so far
 
     @classmethod
     def add_args(cls, parser: ArgumentParser) -> None:
@@ -108,7 +149,7 @@ class MoETransformer(TransformerModel):
             UserError: a flag that is out of range or does not fit the world size.
         """
         moe = MoEConfig.from_namespace(args)
-        moe.check()
+        check(moe, expert_layout(moe, args.encoder_layers, args.decoder_layers))
         topology = expert_topology(moe.expert_parallel_size)
         if topology.size > 1 and (args.encoder_layerdrop or args.decoder_layerdrop):
             raise UserError(
@@ -123,9 +164,11 @@ class MoETransformer(TransformerModel):
         args.moe, args.topology = moe, topology
         model = super().build_model(args, task)
         del args.moe, args.topology, model.args, model.cfg.moe, model.cfg.topology
-        model.moe, model.topology = moe, topology
+        model.moe, model.topology, model.seed = moe, topology, getattr(args, "seed", 1)
         if topology.size > 1:
             prepare_model(model, topology)
+        if moe.balance == "bias":
+            model.balancer = LoadBalancer(_gates(model), moe.moe_bias_update_rate)
         return model
 
     @classmethod
@@ -140,9 +183,29 @@ class MoETransformer(TransformerModel):
     ) -> MoETransformerDecoder:
         return MoETransformerDecoder(cfg, tgt_dict, embed_tokens, cfg.moe, cfg.topology)
 
+    def set_num_updates(self, num_updates: int) -> None:
+        """Called before every training batch with the number of updates so far."""
+        super().set_num_updates(num_updates)
+        if num_updates != self._update:
+            self._update, self._passes = num_updates, 0
+
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
         """See `fairseq.models.transformer.TransformerModel.forward`."""
-        with recording() as tape:
+        with recording() as tape, calling(key=(self.seed, self._update, self._passes)):
             output, extra = super().forward(*args, **kwargs)
+        self._passes += self.training
+        if self.training and self.balancer is not None:
+            self.balancer.observe(tape)
         extra["moe_stats"] = tape
         return output, extra
+
+
+def _gates(model: MoETransformer) -> dict[str, TopKGate]:
+    """The gate of each MoE layer, by the name under which the layer's statistics are recorded."""
+    return {
+        f"{side}.layers.{index}": gate
+        for side in ("encoder", "decoder")
+        for index, layer in enumerate(getattr(model, side).layers)
+        for gate in layer.modules()
+        if isinstance(gate, TopKGate)
+    }

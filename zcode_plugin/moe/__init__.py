@@ -7,19 +7,34 @@ ranks; K experts chosen per token; A assignments, that is (token, choice) pairs;
 F hidden dimension of an expert; L experts that live on this rank; P ranks of the expert group.
 """
 
+from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.experts import Experts
-from zcode_plugin.moe.gate import GateOptions, TopKGate
+from zcode_plugin.moe.fixed_gates import HashGate, RandomGate
+from zcode_plugin.moe.gate import Gate, GateOptions, GateOutput, TopKGate
+from zcode_plugin.moe.gating_dropout import GatingDropout
 from zcode_plugin.moe.layer import MOELayer
+from zcode_plugin.moe.load import LoadStatistics, labelled, load_statistics
+from zcode_plugin.moe.residual import ResidualExpert
 from zcode_plugin.moe.routing import Routing, capacity, route
 from zcode_plugin.moe.stats import LayerStats
 
 __all__ = [
+    "CallContext",
     "Experts",
+    "Gate",
     "GateOptions",
+    "GateOutput",
+    "GatingDropout",
+    "HashGate",
     "LayerStats",
+    "LoadStatistics",
     "MOELayer",
+    "RandomGate",
+    "ResidualExpert",
     "Routing",
     "TopKGate",
     "capacity",
+    "labelled",
+    "load_statistics",
     "route",
 ]

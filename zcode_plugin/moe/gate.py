@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.losses import balance_loss, z_loss
 from zcode_plugin.moe.routing import Routing, TokenPriority, capacity, route, token_priority
 from zcode_plugin.moe.stats import LayerStats
+
+SecondExpertPolicy = Literal["score", "sampling"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +27,14 @@ class GateOptions:
         min_capacity: least capacity of an expert when there is one.
         token_priority: which tokens stay when an expert is full, in training. Evaluation is
             deterministic: `rts` becomes `position` there.
+        second_expert_policy: how the experts after the first are chosen: the next best scores, or,
+            in training, drawn without replacement from the gate's distribution over the others.
+        selection_bias: choose by score + bias (arXiv 2408.15664); the weights stay unbiased.
         jitter_eps: in training, the gate's input is multiplied by uniform draws from
             [1 - eps, 1 + eps].
+        output_masking: in training, each combine weight becomes 0 with this probability, so that
+            the expert's output is lost to the token; the others grow by 1 / (1 - probability), so
+            that evaluation needs no scaling (NLLB, arXiv 2207.04672).
         normalize: divide the combine weights of a token by their sum; None means when k > 1.
         normalize_before_dropping: take that sum over all choices rather than the kept ones.
         fp32: compute the gate in float32 whatever the model's dtype.
@@ -34,7 +45,10 @@ class GateOptions:
     eval_capacity_factor: float = 0.0
     min_capacity: int = 4
     token_priority: TokenPriority = "rts"
+    second_expert_policy: SecondExpertPolicy = "score"
+    selection_bias: bool = False
     jitter_eps: float = 0.0
+    output_masking: float = 0.0
     normalize: bool | None = None
     normalize_before_dropping: bool = False
     fp32: bool = True
@@ -44,6 +58,10 @@ class GateOptions:
             raise ValueError(f"a token needs at least 1 expert, k is {self.k}")
         if not 0 <= self.jitter_eps < 1:
             raise ValueError(f"jitter must lie in [0, 1), it is {self.jitter_eps}")
+        if not 0 <= self.output_masking < 1:
+            raise ValueError(f"output masking must lie in [0, 1), it is {self.output_masking}")
+        if self.selection_bias and self.second_expert_policy == "sampling":
+            raise ValueError("a selection bias needs experts chosen by score, not by sampling")
 
 
 @dataclass(frozen=True)
@@ -54,23 +72,28 @@ class GateOutput:
         routing: see `Routing`.
         weight_A: float32 [A], carries the gradient to the gate.
         stats: losses and load.
+        expert_TK: int64 [T, K], the choices, dropped ones and those of padding included.
+        entropy_T: float32 [T], entropy of the gate's distribution, in nats.
     """
 
     routing: Routing
     weight_A: Tensor
     stats: LayerStats = field(repr=False)
+    expert_TK: Tensor
+    entropy_T: Tensor
 
 
-class TopKGate(nn.Module):
-    """Linear gate without bias, softmax over all experts, top-k choice.
+class Gate(nn.Module):
+    """What all gates share: the number of experts, the options, and routing under a capacity.
+
+    `forward(x_TM, padding_T, context)` returns a `GateOutput`.
 
     Args:
-        model_dim: M.
         num_experts: E, over all ranks.
         options: see `GateOptions`.
     """
 
-    def __init__(self, model_dim: int, num_experts: int, options: GateOptions | None = None):
+    def __init__(self, num_experts: int, options: GateOptions | None = None):
         super().__init__()
         self.options = options or GateOptions()
         if self.options.k > num_experts:
@@ -78,36 +101,67 @@ class TopKGate(nn.Module):
                 f"top-{self.options.k} needs that many experts, there are {num_experts}"
             )
         self.num_experts = num_experts
+
+    def _route(self, expert_TK: Tensor, score_T: Tensor, padding_T: Tensor | None) -> Routing:
+        """Keep what fits; `score_T` decides where the priority of tokens is their score."""
+        options = self.options
+        num_tokens = expert_TK.size(0) if padding_T is None else int((~padding_T).sum())
+        factor = options.capacity_factor if self.training else options.eval_capacity_factor
+        priority = options.token_priority
+        if not self.training and priority == "rts":
+            priority = "position"
+        return route(
+            expert_TK.t(),
+            self.num_experts,
+            capacity(num_tokens, self.num_experts, options.k, factor, options.min_capacity),
+            priority_T=token_priority(priority, score_T),
+            padding_T=padding_T,
+        )
+
+    def _mask_outputs(self, weight_A: Tensor) -> Tensor:
+        probability = self.options.output_masking
+        if not self.training or probability == 0:
+            return weight_A
+        return nn.functional.dropout(weight_A, probability)
+
+
+class TopKGate(Gate):
+    """Linear gate without bias, softmax over all experts, choice of k.
+
+    With `selection_bias` it has a float32 buffer of that name, [E], in the state dict.
+
+    Args:
+        model_dim: M.
+        num_experts, options: see `Gate`.
+    """
+
+    selection_bias: Tensor | None
+
+    def __init__(self, model_dim: int, num_experts: int, options: GateOptions | None = None):
+        super().__init__(num_experts, options)
         self.wg = nn.Linear(model_dim, num_experts, bias=False)
         # Normalised inputs then give logits of deviation 1. With a much smaller start all experts
         # get the weight 1 / E for long, and their outputs hardly count.
         nn.init.normal_(self.wg.weight, std=model_dim**-0.5)
+        bias = torch.zeros(num_experts) if self.options.selection_bias else None
+        self.register_buffer("selection_bias", bias)
 
-    def forward(self, x_TM: Tensor, padding_T: Tensor | None = None) -> GateOutput:
+    def forward(
+        self, x_TM: Tensor, padding_T: Tensor | None = None, context: CallContext | None = None
+    ) -> GateOutput:
         """Choose experts for tokens.
 
         Args:
             x_TM: [T, M] of any float dtype.
             padding_T: bool [T], True where a token is padding.
+            context: not needed by this gate.
         """
-        options = self.options
         logits_TE = self._logits(x_TM)
         gate_TE = logits_TE.softmax(dim=1)
-        score_TK, expert_TK = gate_TE.topk(options.k, dim=1)
+        score_TK, expert_TK = self._choose(logits_TE, gate_TE)
         keep_T = None if padding_T is None else ~padding_T
-        num_tokens = x_TM.size(0) if keep_T is None else int(keep_T.sum())
-        factor = options.capacity_factor if self.training else options.eval_capacity_factor
-        priority = options.token_priority
-        if not self.training and priority == "rts":
-            priority = "position"
-        routing = route(
-            expert_TK.t(),
-            self.num_experts,
-            capacity(num_tokens, self.num_experts, options.k, factor, options.min_capacity),
-            priority_T=token_priority(priority, score_TK[:, 0]),
-            padding_T=padding_T,
-        )
-        weight_A = self._combine_weights(score_TK, routing)
+        routing = self._route(expert_TK, score_TK[:, 0], padding_T)
+        weight_A = self._mask_outputs(self._combine_weights(score_TK, routing))
         demand = routing.demand_E.sum()
         with torch.no_grad():
             entropy_T = -torch.special.xlogy(gate_TE, gate_TE).sum(1)
@@ -115,12 +169,12 @@ class TopKGate(nn.Module):
         stats = LayerStats(
             balance_loss(gate_TE=gate_TE, expert_T=expert_TK[:, 0], keep_T=keep_T),
             z_loss(logits_TE=logits_TE, keep_T=keep_T),
-            tokens=demand // options.k,
+            tokens=demand // self.options.k,
             dropped=demand - routing.kept_E.sum(),
             entropy=entropy,
             load_E=routing.demand_E,
         )
-        return GateOutput(routing, weight_A, stats)
+        return GateOutput(routing, weight_A, stats, expert_TK, entropy_T)
 
     def _logits(self, x_TM: Tensor) -> Tensor:
         """[T, E] of at least float32, with jitter in training."""
@@ -136,6 +190,17 @@ class TopKGate(nn.Module):
         with torch.autocast(x_TM.device.type, enabled=False):
             return nn.functional.linear(x_TM, weight).to(precise)
 
+    def _choose(self, logits_TE: Tensor, gate_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and experts of the choices of each token, both [T, K], first choices first."""
+        k = self.options.k
+        if self.selection_bias is not None:
+            expert_TK = (gate_TE.detach() + self.selection_bias).topk(k, dim=1).indices
+        elif k > 1 and self.training and self.options.second_expert_policy == "sampling":
+            expert_TK = sample_further_experts(logits_TE, k)
+        else:
+            return gate_TE.topk(k, dim=1)
+        return gate_TE.gather(1, expert_TK), expert_TK
+
     def _combine_weights(self, score_TK: Tensor, routing: Routing) -> Tensor:
         """float32 [A]: the scores of the kept assignments, normalised as the options say."""
         options = self.options
@@ -149,3 +214,29 @@ class TopKGate(nn.Module):
             total_T = weight_A.new_zeros(score_TK.size(0)).index_add(0, routing.token_A, weight_A)
         eps = torch.finfo(total_T.dtype).eps
         return weight_A / total_T.clamp(min=eps)[routing.token_A]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> TopKGate:
+        # The bias moves in steps of 0.001: half precision would lose them.
+        bias = self.selection_bias
+        super()._apply(fn, recurse)
+        if bias is not None and self.selection_bias is not None:
+            self.selection_bias = bias.to(self.selection_bias.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if self.selection_bias is not None:
+            # Weights that were trained with another balance start without bias.
+            state_dict.setdefault(f"{prefix}selection_bias", torch.zeros_like(self.selection_bias))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def sample_further_experts(logits_TE: Tensor, k: int) -> Tensor:
+    """Experts [T, k]: the best one, then draws without replacement from the softmax of the others.
+
+    The greatest of logits with Gumbel noise is a draw from their softmax, the greatest k - 1 are
+    draws without replacement (arXiv 1903.06059). GShard chooses its second expert so.
+    """
+    first_T1 = logits_TE.argmax(dim=1, keepdim=True)
+    gumbel_TE = -torch.empty_like(logits_TE).exponential_().log()
+    others_TE = (logits_TE.detach() + gumbel_TE).scatter(1, first_T1, -torch.inf)
+    return torch.cat((first_T1, others_TE.topk(k - 1, dim=1).indices), dim=1)

@@ -10,10 +10,16 @@ import torch.distributed as dist
 from fairscale.nn import MOELayer as FairscaleMOELayer
 from torch import Tensor, nn
 
+from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.exchange import plan_exchange
+from zcode_plugin.moe.expert_list import ExpertList
 from zcode_plugin.moe.experts import Experts
-from zcode_plugin.moe.gate import GateOutput, TopKGate
-from zcode_plugin.moe.routing import Routing
+from zcode_plugin.moe.gate import Gate, GateOutput
+from zcode_plugin.moe.gating_dropout import GatingDropout, deal_out
+from zcode_plugin.moe.load import open_statistics
+from zcode_plugin.moe.residual import ResidualExpert
+from zcode_plugin.moe.slots import apply_slots
+from zcode_plugin.moe.stats import LayerStats
 
 
 class MOELayer(FairscaleMOELayer):
@@ -23,30 +29,52 @@ class MOELayer(FairscaleMOELayer):
     local experts, exchange back, combine. Ranks may hold different numbers of tokens. Needs no
     process group when all experts live on this rank.
 
+    In the place of fairscale's layer it takes what that takes: a gate that returns fairscale's
+    triple, one module or an `nn.ModuleList` as experts, and without a group the whole world.
+
     Args:
-        gate: chooses experts, see `TopKGate`.
-        experts: the experts of this rank.
-        group: ranks over which the experts are spread, in the order of expert numbers; None when
-            all live here.
+        gate: chooses experts, see `Gate`; or one of fairscale's kind, see `slots`.
+        experts: the experts of this rank: `Experts`, or modules that map rows to rows.
+        group: ranks over which the experts are spread, in the order of expert numbers. None means
+            that all `Experts` live here, and for other modules the whole world.
+        residual: a dense network beside the experts.
+        gating_dropout: in training the gate is ignored now and then.
     """
 
-    def __init__(self, gate: TopKGate, experts: Experts, group: dist.ProcessGroup | None = None):
+    def __init__(
+        self,
+        gate: nn.Module,
+        experts: nn.Module,
+        group: dist.ProcessGroup | None = None,
+        *,
+        residual: ResidualExpert | None = None,
+        gating_dropout: GatingDropout | None = None,
+    ):
         # Not fairscale's own __init__, which asks for an initialised process group.
         nn.Module.__init__(self)
+        is_foreign = not isinstance(experts, Experts)
+        local = _expert_list(experts) if is_foreign else cast(Experts, experts)
+        if group is None and is_foreign and dist.is_initialized():
+            group = dist.group.WORLD
         self.world_size = 1 if group is None else group.size()
-        self.num_local_experts = experts.num_local
-        if self.world_size * experts.num_local != gate.num_experts:
-            raise ValueError(
-                f"the gate knows {gate.num_experts} experts, but {self.world_size} ranks hold "
-                f"{experts.num_local} each"
-            )
+        self.num_local_experts = local.num_local
+        self._check_count(getattr(gate, "num_experts", None))
         self.gate = gate
-        self.experts = experts
+        self.experts = local
+        self.residual = residual
+        self.gating_dropout = gating_dropout or GatingDropout()
         self.group = group if self.world_size > 1 else None
-        if self.group is not None:
-            for parameter in experts.parameters():
+        if self.group is not None or is_foreign:
+            for parameter in local.parameters():
                 # fairscale's and fairseq's mark of a parameter that ranks do not share.
                 parameter.expert = True  # type: ignore[attr-defined]
+
+    def _check_count(self, num_experts: int | None) -> None:
+        if num_experts not in (None, self.world_size * self.num_local_experts):
+            raise ValueError(
+                f"the gate knows {num_experts} experts, but {self.world_size} ranks hold "
+                f"{self.num_local_experts} each"
+            )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MOELayer:
         # fairseq's EMA deep-copies the model; process groups cannot be copied and must not be,
@@ -60,34 +88,90 @@ class MOELayer(FairscaleMOELayer):
 
     def forward(self, *input: Tensor, **kwargs: Any) -> Tensor:
         """fairscale's interface: the output alone, the balance loss in `l_aux`."""
-        output, stats = self.forward_with_stats(input[0], kwargs.get("padding_mask"))
+        if not isinstance(self.gate, Gate):
+            return self._fill_slots(input[0])
+        output, stats = self.forward_with_stats(
+            input[0], kwargs.get("padding_mask"), kwargs.get("context")
+        )
         self.l_aux = stats[0]
         return output
 
     def forward_with_stats(
-        self, x: Tensor, padding_mask: Tensor | None = None
+        self,
+        x: Tensor,
+        padding_mask: Tensor | None = None,
+        context: CallContext | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Apply the layer.
 
         Args:
             x: [..., M]; all leading dimensions together are the T tokens.
             padding_mask: bool of x's leading shape, True at padding, or None.
+            context: of this call; gating dropout needs one.
 
         Returns:
             The output, of x's shape and dtype, 0 where a token is padding or was dropped by all
-            of its experts; and `LayerStats` packed in a vector.
+            of its experts, before a residual expert adds its part; and `LayerStats` packed in a
+            vector.
         """
         x_TM = x.reshape(-1, x.size(-1))
         padding_T = None if padding_mask is None else padding_mask.reshape(-1)
-        gated = cast(GateOutput, self.gate(x_TM, padding_T))
-        y_AM = self._apply_experts(x_TM.index_select(0, gated.routing.token_A), gated.routing)
+        if self._ignores_gate(context):
+            output_TM, stats = self._stay_home(x_TM, padding_T)
+        else:
+            output_TM, stats = self._follow_gate(x_TM, padding_T, context)
+        output = output_TM.view_as(x)
+        if self.residual is not None:
+            output = self.residual(x, output)
+        return output, stats.pack()
+
+    def _follow_gate(
+        self, x_TM: Tensor, padding_T: Tensor | None, context: CallContext | None
+    ) -> tuple[Tensor, LayerStats]:
+        gated = cast(GateOutput, self.gate(x_TM, padding_T, context))
+        statistics = open_statistics()
+        if statistics is not None:
+            statistics.record(context, gated, padding_T)
+        x_AM = x_TM.index_select(0, gated.routing.token_A)
+        y_AM = self._apply_experts(x_AM, gated.routing.kept_E)
         y_AM = y_AM * gated.weight_A.to(y_AM.dtype).unsqueeze(1)
         output_TM = torch.zeros_like(x_TM).index_add(0, gated.routing.token_A, y_AM)
-        return output_TM.view_as(x), gated.stats.pack()
+        return output_TM, gated.stats
 
-    def _apply_experts(self, x_AM: Tensor, routing: Routing) -> Tensor:
+    def _ignores_gate(self, context: CallContext | None) -> bool:
+        probability = self.gating_dropout.probability
+        if not self.training or probability == 0:
+            return False
+        if context is None or not context.key:
+            raise ValueError("gating dropout needs a context whose key all ranks share")
+        return context.coin(probability)
+
+    def _stay_home(self, x_TM: Tensor, padding_T: Tensor | None) -> tuple[Tensor, LayerStats]:
+        """Gating dropout: the experts of this rank or none, without the gate and its losses."""
+        stats = LayerStats.empty(cast(Gate, self.gate).num_experts, x_TM.device)
+        output_TM = torch.zeros_like(x_TM)
+        if self.gating_dropout.policy == "skip":
+            return output_TM, stats
+        if padding_T is None:
+            padding_T = x_TM.new_zeros(x_TM.size(0), dtype=torch.bool)
+        token_A, kept = deal_out(padding_T, self.num_local_experts)
+        y_AM = self.experts(x_TM.index_select(0, token_A), kept)
+        return output_TM.index_copy(0, token_A, y_AM), stats
+
+    def _fill_slots(self, x: Tensor) -> Tensor:
+        """The layer behind a gate of fairscale's kind."""
+        x_TM = x.reshape(-1, x.size(-1))
+        self.l_aux, combine_TEC, dispatch_TEC = self.gate(x_TM)
+        self._check_count(combine_TEC.size(1))
+        return apply_slots(x_TM, combine_TEC, dispatch_TEC, self._apply_experts).view_as(x)
+
+    def _apply_experts(self, x_AM: Tensor, kept_E: Tensor) -> Tensor:
         if self.group is None:
-            return self.experts(x_AM, routing.kept_E.tolist())
-        exchange = plan_exchange(routing.kept_E, self.group)
+            return self.experts(x_AM, kept_E.tolist())
+        exchange = plan_exchange(kept_E, self.group)
         y_RM = self.experts(exchange.dispatch(x_AM), exchange.kept)
         return exchange.combine(y_RM)
+
+
+def _expert_list(experts: nn.Module) -> ExpertList:
+    return ExpertList(experts if isinstance(experts, nn.ModuleList) else [experts])

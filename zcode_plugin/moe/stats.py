@@ -44,6 +44,12 @@ class LayerStats:
         return torch.cat((scalars, self.load_E.float()))
 
     @classmethod
+    def empty(cls, num_experts: int, device: torch.device) -> LayerStats:
+        """Of a call in which the gate had no say."""
+        zero = torch.zeros((), device=device)
+        return cls(zero, zero, zero, zero, zero, torch.zeros(num_experts, device=device))
+
+    @classmethod
     def unpack(cls, vector: Tensor) -> LayerStats:
         """Inverse of `pack`."""
         scalars = dict(zip(_SCALARS, vector[: len(_SCALARS)].unbind(), strict=True))

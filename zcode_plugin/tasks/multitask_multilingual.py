@@ -23,6 +23,7 @@ from zcode_plugin.data.languages import (
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import parse_objectives, parse_token_budgets
 from zcode_plugin.errors import UserError, exits_on_user_error
+from zcode_plugin.parallel.balancing import follow_optimizer
 from zcode_plugin.parallel.gradients import attach
 from zcode_plugin.parallel.objectives import normalizers
 from zcode_plugin.parallel.topology import ExpertTopology
@@ -241,6 +242,10 @@ class MultitaskMultilingualTask(FairseqTask):
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Stock's step; every rank weighs its objectives by the token counts of all ranks."""
         attach(optimizer, getattr(model, "topology", ExpertTopology()))
+        balancer = getattr(model, "balancer", None)
+        if balancer is not None:
+            follow_optimizer(balancer, optimizer)
+            balancer.counting = not ignore_grad
         criterion.normalizers = normalizers(sample, ignore=ignore_grad)
         return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 

@@ -1,0 +1,122 @@
+"""MoE flags: layouts, and what is refused with which words."""
+
+from __future__ import annotations
+
+import pytest
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
+from zcode_plugin.models.moe_checks import check
+from zcode_plugin.models.moe_config import MoEConfig
+
+LAYOUTS: dict[str, tuple[dict[str, object], ExpertLayout]] = {
+    "one number for all": (
+        {"moe_expert_count": "8"},
+        {"encoder": {1: 8, 3: 8}, "decoder": {1: 8}},
+    ),
+    "an integer, as older files have it": (
+        {"moe_expert_count": 8},
+        {"encoder": {1: 8, 3: 8}, "decoder": {1: 8}},
+    ),
+    "a number for each layer": (
+        {"moe_expert_count": "32, 64,16"},
+        {"encoder": {1: 32, 3: 64}, "decoder": {1: 16}},
+    ),
+    "one side apart": (
+        {"moe_expert_count": "8", "encoder_moe_expert_count": "32,64"},
+        {"encoder": {1: 32, 3: 64}, "decoder": {1: 8}},
+    ),
+    "both sides apart": (
+        {"encoder_moe_expert_count": "4", "decoder_moe_expert_count": "2", "moe_freq": 1},
+        {"encoder": {0: 4, 1: 4, 2: 4, 3: 4}, "decoder": {0: 2, 1: 2}},
+    ),
+    "dense": ({"moe_freq": 0}, {"encoder": {}, "decoder": {}}),
+    "a dense decoder": ({"decoder_moe_freq": 0}, {"encoder": {1: 8, 3: 8}, "decoder": {}}),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layout(name: str) -> None:
+    options, expected = LAYOUTS[name]
+    assert expert_layout(MoEConfig(**options), 4, 2) == expected  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"moe_expert_count": "32,64"},
+            "--moe-expert-count 32,64 has 2 numbers, but encoder and decoder have 3 MoE layers: "
+            "give one number for all, or 3",
+        ),
+        (
+            {"decoder_moe_expert_count": "2,4"},
+            "--decoder-moe-expert-count 2,4 has 2 numbers, but the decoder has 1 MoE layers: give "
+            "one number for all, or 1",
+        ),
+        (
+            {"moe_expert_count": "8,,8"},
+            "--moe-expert-count 8,,8 must be a number, or several with commas between",
+        ),
+        (
+            {"encoder_moe_expert_count": "0"},
+            "--encoder-moe-expert-count 0 is too small: give at least 1",
+        ),
+    ],
+)
+def test_layouts_that_do_not_fit(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        expert_layout(MoEConfig(**options), 4, 2)  # type: ignore[arg-type]
+    assert str(error.value) == message
+
+
+REFUSED: list[tuple[dict[str, object], str]] = [
+    (
+        {"moe_top_k": 3, "moe_expert_count": "8,2,8"},
+        "--moe-top-k 3 is more than --moe-expert-count 2 of encoder layer 4: give at most as many",
+    ),
+    ({"moe_top_k": 0}, "--moe-top-k 0 is too small: give at least 1"),
+    ({"moe_eom": 1.0}, "--moe-eom 1.0 must be less than 1"),
+    ({"moe_eom": -0.1}, "--moe-eom -0.1 is too small: give at least 0"),
+    ({"moe_jitter_eps": 1.5}, "--moe-jitter-eps 1.5 must be less than 1"),
+    ({"moe_gating_dropout": 1.1}, "--moe-gating-dropout 1.1 must be at most 1"),
+    ({"moe_bias_update_rate": -1.0}, "--moe-bias-update-rate -1.0 is too small: give at least 0"),
+    (
+        {"moe_second_expert_policy": "sampling"},
+        "--moe-second-expert-policy sampling needs a second expert, but --moe-top-k is 1: give "
+        "--moe-top-k 2 or drop the policy",
+    ),
+    (
+        {"moe_second_expert_policy": "sampling", "moe_top_k": 2, "moe_balance": "bias"},
+        "--moe-balance bias steers the choice by score and --moe-second-expert-policy sampling "
+        "draws it: drop one of them",
+    ),
+    (
+        {"moe_gate": "hash", "moe_balance": "bias"},
+        "--moe-balance bias needs the scores of a learned gate, --moe-gate hash has none: drop one "
+        "of them",
+    ),
+    (
+        {"moe_gate": "random", "moe_token_priority": "gate"},
+        "--moe-token-priority gate needs the scores of a learned gate, --moe-gate random has none: "
+        "drop one of them",
+    ),
+    (
+        {"moe_gate": "random", "moe_second_expert_policy": "sampling", "moe_top_k": 2},
+        "--moe-second-expert-policy sampling needs the scores of a learned gate, --moe-gate random "
+        "has none: drop one of them",
+    ),
+    (
+        {"moe_gate": "hash", "moe_batch_prioritized_routing": True},
+        "--moe-batch-prioritized-routing needs the scores of a learned gate, --moe-gate hash has "
+        "none: drop one of them",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), REFUSED)
+def test_refused(options: dict[str, object], message: str) -> None:
+    moe = MoEConfig(**options)  # type: ignore[arg-type]
+    with pytest.raises(UserError) as error:
+        check(moe, expert_layout(moe, 4, 2))
+    assert str(error.value) == message

@@ -1,0 +1,77 @@
+"""Refuses values of MoE flags that cannot work, alone or together."""
+
+from __future__ import annotations
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.expert_layout import ExpertLayout
+from zcode_plugin.models.moe_config import MoEConfig
+
+_LEAST = {"moe_top_k": 1, "expert_parallel_size": 1}
+_BELOW_ONE = ("moe_jitter_eps", "moe_eom")
+
+
+def check(moe: MoEConfig, layout: ExpertLayout) -> None:
+    """Refuse what cannot work, naming the flag.
+
+    Raises:
+        UserError: one line with the flag, its value and the remedy.
+    """
+    _check_ranges(moe)
+    _check_sampling(moe)
+    _check_fixed_gate(moe)
+    for side, counts in layout.items():
+        for index, count in counts.items():
+            if moe.moe_top_k > count:
+                raise UserError(
+                    f"--moe-top-k {moe.moe_top_k} is more than --moe-expert-count {count} of "
+                    f"{side} layer {index + 1}: give at most as many"
+                )
+
+
+def _check_ranges(moe: MoEConfig) -> None:
+    for name in moe.__dataclass_fields__:
+        value = getattr(moe, name)
+        bound = _LEAST.get(name, 0)
+        if isinstance(value, (int, float)) and value < bound:
+            raise UserError(f"{_flag(name)} {value} is too small: give at least {bound}")
+    for name in _BELOW_ONE:
+        if getattr(moe, name) >= 1:
+            raise UserError(f"{_flag(name)} {getattr(moe, name)} must be less than 1")
+    if moe.moe_gating_dropout > 1:
+        raise UserError(f"--moe-gating-dropout {moe.moe_gating_dropout} must be at most 1")
+
+
+def _check_sampling(moe: MoEConfig) -> None:
+    if str(moe.moe_second_expert_policy) == "sampling":
+        if moe.moe_top_k < 2:
+            raise UserError(
+                f"--moe-second-expert-policy sampling needs a second expert, but --moe-top-k is "
+                f"{moe.moe_top_k}: give --moe-top-k 2 or drop the policy"
+            )
+        if moe.balance == "bias":
+            raise UserError(
+                "--moe-balance bias steers the choice by score and --moe-second-expert-policy "
+                "sampling draws it: drop one of them"
+            )
+
+
+def _check_fixed_gate(moe: MoEConfig) -> None:
+    """A gate that learns nothing has no scores."""
+    if str(moe.moe_gate) == "learned":
+        return
+    contradictions = {
+        "--moe-balance bias": moe.balance == "bias",
+        "--moe-second-expert-policy sampling": str(moe.moe_second_expert_policy) == "sampling",
+        "--moe-token-priority gate": str(moe.moe_token_priority) == "gate",
+        "--moe-batch-prioritized-routing": moe.moe_batch_prioritized_routing,
+    }
+    for flag, is_given in contradictions.items():
+        if is_given:
+            raise UserError(
+                f"{flag} needs the scores of a learned gate, --moe-gate {moe.moe_gate} has none: "
+                "drop one of them"
+            )
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

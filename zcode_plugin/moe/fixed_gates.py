@@ -1,0 +1,88 @@
+"""Gates that learn nothing: the baselines that every claim about a learned gate needs.
+
+All choices of a token weigh the same, 1 / k. There is no balance loss, no z-loss and no entropy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zcode_plugin.moe.context import CallContext
+from zcode_plugin.moe.gate import Gate, GateOutput
+from zcode_plugin.moe.stats import LayerStats
+
+# Of a multiplicative hash: odd, with the bits of the golden ratio; int64 wraps around.
+_MULTIPLIER = -7046029254386353131
+_HIGH_BITS = 33
+
+
+class HashGate(Gate):
+    """The expert is a fixed function of the token's id (Hash Layers, arXiv 2106.04426).
+
+    The function is the same in all layers and on all machines; further experts of a token are the
+    next ones by number.
+    """
+
+    def forward(
+        self, x_TM: Tensor, padding_T: Tensor | None = None, context: CallContext | None = None
+    ) -> GateOutput:
+        """Choose experts for tokens.
+
+        Args:
+            x_TM: [T, M], of which the shape alone matters.
+            padding_T: bool [T], True where a token is padding.
+            context: has the ids of the T tokens.
+
+        Raises:
+            ValueError: the ids are missing, or are not T.
+        """
+        return self._equal_weights(self._hashed(x_TM.size(0), context), padding_T)
+
+    def _hashed(self, num_tokens: int, context: CallContext | None) -> Tensor:
+        if context is None or context.token_ids is None:
+            raise ValueError("hashing needs a context with the ids of the layer's tokens")
+        id_T = context.token_ids.reshape(-1)
+        if id_T.numel() != num_tokens:
+            raise ValueError(f"{id_T.numel()} token ids do not fit {num_tokens} tokens")
+        return hash_experts(id_T, self.num_experts, self.options.k)
+
+    def _equal_weights(self, expert_TK: Tensor, padding_T: Tensor | None) -> GateOutput:
+        k = self.options.k
+        score_T = torch.full(expert_TK.shape[:1], 1 / k, device=expert_TK.device)
+        routing = self._route(expert_TK, score_T, padding_T)
+        weight_A = self._mask_outputs(score_T[routing.token_A])
+        demand = routing.demand_E.sum()
+        zero = torch.zeros((), device=expert_TK.device)
+        stats = LayerStats(
+            zero,
+            zero,
+            tokens=demand // k,
+            dropped=demand - routing.kept_E.sum(),
+            entropy=zero,
+            load_E=routing.demand_E,
+        )
+        return GateOutput(routing, weight_A, stats, expert_TK, torch.zeros_like(score_T))
+
+
+class RandomGate(HashGate):
+    """Experts drawn anew in every training pass, uniformly (THOR, arXiv 2110.04260).
+
+    Evaluation must give the same translation twice, and the same in every batch: there the experts
+    are those of `HashGate`.
+    """
+
+    def forward(
+        self, x_TM: Tensor, padding_T: Tensor | None = None, context: CallContext | None = None
+    ) -> GateOutput:
+        """See `HashGate.forward`; in training the context is not needed."""
+        if not self.training:
+            return super().forward(x_TM, padding_T, context)
+        draw_TE = torch.rand(x_TM.size(0), self.num_experts, device=x_TM.device)
+        return self._equal_weights(draw_TE.topk(self.options.k, dim=1).indices, padding_T)
+
+
+def hash_experts(id_T: Tensor, num_experts: int, k: int) -> Tensor:
+    """Experts [T, k] of token ids [T], k different ones."""
+    hash_T = ((id_T.long() + 1) * _MULTIPLIER) >> _HIGH_BITS & 0x7FFFFFFF
+    return (hash_T.unsqueeze(1) + torch.arange(k, device=id_T.device)) % num_experts
