@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 RUN=${RUN:-runs/demo}
-LANGUAGES=ca,de,es,fr,gl,it,pt,ro
+LANGUAGES=ca,es,fr,gl,it,nl,pt,sv
 UPDATES=${UPDATES:-1300}
 WARMUP=${WARMUP:-150}
 export OMP_NUM_THREADS=1  # one thread for each of the two ranks
@@ -27,17 +27,17 @@ if [ -e "$RUN/trained" ]; then
 else
   torchrun --standalone --nproc-per-node=2 "$(command -v fairseq-train)" "$RUN/data" \
     --user-dir zcode_plugin --task multitask_multilingual \
-    --multitask "mt:1,dae:0.3" --multitask-max-tokens "dae:320" \
-    --encoder-langtok tgt --sampling-method temperature --sampling-temperature 1.5 \
+    --multitask "mt:1,dae:0.3" --multitask-max-tokens "dae:128" \
+    --encoder-langtok tgt --decoder-langtok \
+    --sampling-method temperature --sampling-temperature 1.5 \
     --arch moe_transformer_tiny --moe-expert-count 8 --expert-parallel-size 2 \
     --moe-token-priority rts --moe-capacity-factor 1.25 \
     --criterion multitask_summed_loss --label-smoothing 0.1 --moe-gate-loss-wt 0.05 \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 \
     --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates "$WARMUP" \
-    --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 1024 \
+    --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 800 \
     --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 \
-    --save-interval-updates 500 --keep-interval-updates 1 --no-epoch-checkpoints \
-    --validate-interval 1000 --validate-interval-updates 0 \
+    --no-epoch-checkpoints --validate-interval 1000 \
     --log-format simple --log-interval 50 --save-dir "$RUN/checkpoints" 2>"$RUN/train.err" |
     tee -a "$RUN/train.log" | grep --line-buffered -E "train_inner|valid on" || {
       tail -n 30 "$RUN/train.err" >&2

@@ -39,7 +39,7 @@ TINY: Mapping[str, Any] = MappingProxyType(
         "encoder_layers": 4,
         "decoder_layers": 2,
         "encoder_embed_dim": 128,
-        "encoder_ffn_embed_dim": 512,
+        "encoder_ffn_embed_dim": 256,
         "encoder_attention_heads": 4,
         "decoder_attention_heads": 4,
     }
