@@ -2,7 +2,7 @@
 
 All contestants run in turn, round after round, in one process; each figure is the median over the
 rounds, and "x limit" is the median of the ratios within a round, so that a machine that slows down
-slows everybody down. `limit` is the experts alone on perfectly balanced tokens: no gate, no routing.
+slows everybody down. `limit` is the experts alone on perfectly balanced tokens, without a gate.
 
     python benchmarks/moe_layer.py --experts 8,32 --top-k 1 --dtypes float32 --out layer.json
 
@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,12 @@ def time_all(shape: Shape, args: argparse.Namespace) -> list[Row]:
                 times[name].append(figures)
     rows = []
     for name, figures in times.items():
-        row: Row = {"contestant": name, "experts": shape.experts, "k": shape.k, "dtype": shape.dtype}
+        row: Row = {
+            "contestant": name,
+            "experts": shape.experts,
+            "k": shape.k,
+            "dtype": shape.dtype,
+        }
         for index, what in enumerate(("forward", "step", "step_cpu")):
             values = [figure[index] for figure in figures]
             limit = [figure[index] for figure in times["limit"]]
@@ -154,9 +160,7 @@ def measure_memory(name: str, shape: Shape, args: argparse.Namespace) -> float |
 def peak_memory(args: argparse.Namespace) -> float:
     """MiB above what parameters and input take, at the peak of a forward and backward pass."""
     torch.set_num_threads(args.threads)
-    shape = Shape(
-        args.tokens, args.dim, args.ffn, int(args.experts), int(args.top_k), args.dtypes
-    )
+    shape = Shape(args.tokens, args.dim, args.ffn, int(args.experts), int(args.top_k), args.dtypes)
     layer = CONTESTANTS[args.one](shape)
     assert layer is not None
     layer = layer.to(args.device, shape.torch_dtype).train()
@@ -174,11 +178,10 @@ def memory_in_use(device: str) -> float:
 
 def print_table(shape: Shape, rows: list[Row]) -> None:
     print(f"\n{shape.experts} experts, top-{shape.k}, {shape.dtype}, {shape.tokens} tokens")
-    columns = [key for key in rows[0] if key not in ("experts", "k", "dtype")]
+    columns = [key for key in rows[0] if key not in asdict(shape)]
     print("".join(f"{column:>17}" for column in columns))
     for row in sorted(rows, key=lambda item: item["step_ms"]):
         print("".join(f"{row[column]!s:>17}" for column in columns), flush=True)
-
 
 
 if __name__ == "__main__":

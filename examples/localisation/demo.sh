@@ -8,6 +8,7 @@ cd "$(dirname "$0")/../.."
 RUN=${RUN:-runs/demo}
 LANGUAGES=ca,de,es,fr,gl,it,pt,ro
 UPDATES=${UPDATES:-1300}
+WARMUP=${WARMUP:-150}
 export OMP_NUM_THREADS=1  # one thread for each of the two ranks
 mkdir -p "$RUN"
 
@@ -17,7 +18,8 @@ step "1/5 corpus: $RUN/corpus"
 python examples/localisation/build_corpus.py --out "$RUN/corpus" --languages "$LANGUAGES"
 
 step "2/5 subwords, dictionary, binarised data: $RUN/data"
-zcode prepare --raw "$RUN/corpus/raw" --out "$RUN/data" --vocab-size 2000
+zcode prepare --raw "$RUN/corpus/raw" --out "$RUN/data" --vocab-size 2000 \
+  --character-coverage 1
 
 step "3/5 training on 2 ranks with 4 experts each: $RUN/checkpoints"
 if [ -e "$RUN/trained" ]; then
@@ -31,7 +33,7 @@ else
     --moe-token-priority rts --moe-capacity-factor 1.25 \
     --criterion multitask_summed_loss --label-smoothing 0.1 --moe-gate-loss-wt 0.05 \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 \
-    --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates 200 \
+    --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates "$WARMUP" \
     --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 1024 \
     --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 \
     --save-interval-updates 500 --keep-interval-updates 1 --no-epoch-checkpoints \

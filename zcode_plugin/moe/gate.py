@@ -140,8 +140,9 @@ class TopKGate(Gate):
     def __init__(self, model_dim: int, num_experts: int, options: GateOptions | None = None):
         super().__init__(num_experts, options)
         self.wg = nn.Linear(model_dim, num_experts, bias=False)
-        # A small start keeps the first choices close to uniform (Switch Transformers, section 2.4).
-        nn.init.normal_(self.wg.weight, std=0.02)
+        # Normalised inputs then give logits of deviation 1. With a much smaller start all experts
+        # get the weight 1 / E for long, and their outputs hardly count.
+        nn.init.normal_(self.wg.weight, std=model_dim**-0.5)
         bias = torch.zeros(num_experts) if self.options.selection_bias else None
         self.register_buffer("selection_bias", bias)
 

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from fairseq import utils
-from fairseq.data import (
-    Dictionary,
-    FairseqDataset,
-    LanguagePairDataset,
-    ListDataset,
-)
+from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset, ListDataset
 from fairseq.data.language_pair_dataset import collate
 from fairseq.tasks import FairseqTask, register_task
 from torch import Tensor
 
-from zcode_plugin.data.corpora import (
-    Corpus,
-    DenoisingCorpus,
-    ParallelCorpus,
-    load_tokens,
-    prepend,
-    word_starts,
-)
+from zcode_plugin.data.corpora import prepend
 from zcode_plugin.data.languages import (
-    MASK,
     Pair,
     add_special_symbols,
-    language_token,
-    monolingual_languages,
-    monolingual_prefix,
     pair_prefix,
     resolve_languages,
     stored_pairs,
@@ -44,12 +27,8 @@ from zcode_plugin.parallel.balancing import follow_optimizer
 from zcode_plugin.parallel.gradients import attach
 from zcode_plugin.parallel.objectives import normalizers
 from zcode_plugin.parallel.topology import ExpertTopology
-from zcode_plugin.tasks.config import (
-    MultitaskMultilingualConfig,
-    comma_list,
-    noise,
-    temperature,
-)
+from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, temperature
+from zcode_plugin.tasks.loading import CorpusLoader
 
 
 @register_task("multitask_multilingual", dataclass=MultitaskMultilingualConfig)
@@ -82,7 +61,8 @@ class MultitaskMultilingualTask(FairseqTask):
         self.objectives = parse_objectives(cfg.multitask)
         self.token_budgets = parse_token_budgets(cfg.multitask_max_tokens, self.objectives)
         self.direction = _direction(cfg)
-        self.temperature, self.noise = temperature(cfg), noise(cfg)
+        self.temperature = temperature(cfg)
+        self.loader = CorpusLoader(cfg, dictionary, langs, pairs)
 
     @classmethod
     @exits_on_user_error
@@ -146,7 +126,7 @@ class MultitaskMultilingualTask(FairseqTask):
         streams = [
             Stream(
                 objective.name,
-                self._corpora(objective.name, directory, split, required=is_train),
+                self.loader.corpora(objective.name, directory, split, required=is_train),
                 self.temperature if is_train else None,
                 self.token_budgets.get(objective.name),
             )
@@ -159,81 +139,6 @@ class MultitaskMultilingualTask(FairseqTask):
         self.datasets[split] = MultitaskDataset(
             streams, self._collate, seed=self.cfg.seed, joint=is_train
         )
-
-    def _corpora(self, name: str, directory: Path, split: str, required: bool) -> list[Corpus]:
-        if name == "mt":
-            return self._parallel_corpora(directory, split, required)
-        return self._denoising_corpora(directory, split, required)
-
-    def _parallel_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
-        corpora: list[Corpus] = []
-        for pair in self.pairs:
-            prefix = pair_prefix(directory, split, pair)
-            if prefix is not None:
-                corpora.append(self._parallel_corpus(prefix, pair))
-            elif required:
-                raise UserError(
-                    f"{directory} has no {split}.{pair}.* nor {split}.{pair.reverse}.*: binarise "
-                    f"the pair or drop {pair} from --lang-pairs"
-                )
-        if required and not corpora:
-            raise UserError(f"{directory} has no parallel data of the split {split}")
-        return corpora
-
-    def _parallel_corpus(self, prefix: Path, pair: Pair) -> ParallelCorpus:
-        load = partial(load_tokens, prefix, dictionary=self.dictionary, impl=self.cfg.dataset_impl)
-        return ParallelCorpus(
-            str(pair),
-            prepend(load(pair.src), self._encoder_token(pair)),
-            prepend(load(pair.tgt), self._decoder_token(pair)),
-        )
-
-    def _denoising_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
-        wanted = comma_list(self.cfg.mono_langs)
-        corpora: list[Corpus] = []
-        for lang in wanted or monolingual_languages(directory, split):
-            prefix = monolingual_prefix(directory, split, lang)
-            if lang not in self.langs:
-                raise UserError(
-                    f"--mono-langs: {lang} is none of the languages {','.join(self.langs)}"
-                )
-            if prefix is not None:
-                corpora.append(self._denoising_corpus(prefix, lang))
-            elif required:
-                raise UserError(
-                    f"{directory} has no {split}.{lang}-None.{lang}.*: binarise it with "
-                    f"fairseq-preprocess --only-source or drop {lang} from --mono-langs"
-                )
-        if required and not corpora:
-            raise UserError(
-                f"--multitask has dae, but {directory} has no monolingual data "
-                f"({split}.LANG-None.LANG.*): binarise some or drop dae"
-            )
-        return corpora
-
-    def _denoising_corpus(self, prefix: Path, lang: str) -> DenoisingCorpus:
-        pair = Pair(lang, lang)
-        return DenoisingCorpus(
-            lang,
-            load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
-            noise=self.noise,
-            starts_word=word_starts(self.dictionary),
-            mask=self.dictionary.index(MASK),
-            eos=self.dictionary.eos(),
-            source_token=self._encoder_token(pair),
-            target_token=self._decoder_token(pair),
-        )
-
-    def _encoder_token(self, pair: Pair) -> int | None:
-        side = self.cfg.encoder_langtok
-        if side is None:
-            return None
-        return self.dictionary.index(language_token(pair.src if str(side) == "src" else pair.tgt))
-
-    def _decoder_token(self, pair: Pair) -> int | None:
-        if not self.cfg.decoder_langtok:
-            return None
-        return self.dictionary.index(language_token(pair.tgt))
 
     def _collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         return collate(
@@ -253,7 +158,7 @@ class MultitaskMultilingualTask(FairseqTask):
                 f"{directory} has no {split}.{pair}.* nor {split}.{pair.reverse}.*: choose another "
                 "--gen-subset or direction"
             )
-        corpus = self._parallel_corpus(prefix, pair)
+        corpus = self.loader.parallel_corpus(prefix, pair)
         return self._pair_dataset(corpus.source, corpus.src_sizes, corpus.target, corpus.tgt_sizes)
 
     def _pair_dataset(
@@ -277,7 +182,7 @@ class MultitaskMultilingualTask(FairseqTask):
         """Sentences of `fairseq-interactive`, without targets."""
         if kwargs.get("constraints") is not None:
             raise UserError("--constraints is not supported by multitask_multilingual: drop it")
-        token = self._encoder_token(self._required_direction())
+        token = self.loader.encoder_token(self._required_direction())
         source = prepend(ListDataset(src_tokens, np.asarray(src_lengths)), token)
         return self._pair_dataset(source, source.sizes)  # type: ignore[attr-defined]
 
@@ -296,7 +201,7 @@ class MultitaskMultilingualTask(FairseqTask):
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
         """fairseq's generator, which leaves the language token out of its output."""
-        token = self._decoder_token(self._required_direction())
+        token = self.loader.decoder_token(self._required_direction())
         extra = dict(extra_gen_cls_kwargs or {})
         if token is not None and not self.cfg.keep_inference_langtok:
             extra["symbols_to_strip_from_output"] = {token}
@@ -313,7 +218,7 @@ class MultitaskMultilingualTask(FairseqTask):
         constraints: Tensor | None = None,
     ) -> Any:
         """Translate a batch; the target's language token is forced first."""
-        token = self._decoder_token(self._required_direction())
+        token = self.loader.decoder_token(self._required_direction())
         if prefix_tokens is None and token is not None:
             source = sample["net_input"]["src_tokens"]
             prefix_tokens = source.new_full((source.size(0), 1), token)

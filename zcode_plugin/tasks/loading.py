@@ -1,0 +1,134 @@
+"""Loads the corpora of a split, with language tokens in their places."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from fairseq.data import Dictionary
+
+from zcode_plugin.data.corpora import (
+    Corpus,
+    DenoisingCorpus,
+    ParallelCorpus,
+    load_tokens,
+    prepend,
+    word_starts,
+)
+from zcode_plugin.data.languages import (
+    MASK,
+    Pair,
+    language_token,
+    monolingual_languages,
+    monolingual_prefix,
+    pair_prefix,
+)
+from zcode_plugin.errors import UserError
+from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, noise
+
+
+class CorpusLoader:
+    """Reads what `fairseq-preprocess` wrote.
+
+    Args:
+        cfg: the task's options.
+        dictionary: shared by all languages, language tokens and mask included.
+        langs: all languages.
+        pairs: directions of the objective mt.
+    """
+
+    def __init__(
+        self,
+        cfg: MultitaskMultilingualConfig,
+        dictionary: Dictionary,
+        langs: list[str],
+        pairs: list[Pair],
+    ):
+        self.cfg = cfg
+        self.dictionary = dictionary
+        self.langs = langs
+        self.pairs = pairs
+        self.noise = noise(cfg)
+
+    def corpora(self, name: str, directory: Path, split: str, required: bool) -> list[Corpus]:
+        """The corpora of an objective; when `required`, an error names what is missing.
+
+        Raises:
+            UserError: data that is asked for is missing or cannot be read.
+        """
+        if name == "mt":
+            return self._parallel_corpora(directory, split, required)
+        return self._denoising_corpora(directory, split, required)
+
+    def _parallel_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
+        corpora: list[Corpus] = []
+        for pair in self.pairs:
+            prefix = pair_prefix(directory, split, pair)
+            if prefix is not None:
+                corpora.append(self.parallel_corpus(prefix, pair))
+            elif required:
+                raise UserError(
+                    f"{directory} has no {split}.{pair}.* nor {split}.{pair.reverse}.*: binarise "
+                    f"the pair or drop {pair} from --lang-pairs"
+                )
+        if required and not corpora:
+            raise UserError(f"{directory} has no parallel data of the split {split}")
+        return corpora
+
+    def parallel_corpus(self, prefix: Path, pair: Pair) -> ParallelCorpus:
+        """Sentence pairs of a direction, whichever way round they are stored."""
+        load = partial(load_tokens, prefix, dictionary=self.dictionary, impl=self.cfg.dataset_impl)
+        return ParallelCorpus(
+            str(pair),
+            prepend(load(pair.src), self.encoder_token(pair)),
+            prepend(load(pair.tgt), self.decoder_token(pair)),
+        )
+
+    def _denoising_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
+        wanted = comma_list(self.cfg.mono_langs)
+        corpora: list[Corpus] = []
+        for lang in wanted or monolingual_languages(directory, split):
+            prefix = monolingual_prefix(directory, split, lang)
+            if lang not in self.langs:
+                raise UserError(
+                    f"--mono-langs: {lang} is none of the languages {','.join(self.langs)}"
+                )
+            if prefix is not None:
+                corpora.append(self._denoising_corpus(prefix, lang))
+            elif required:
+                raise UserError(
+                    f"{directory} has no {split}.{lang}-None.{lang}.*: binarise it with "
+                    f"fairseq-preprocess --only-source or drop {lang} from --mono-langs"
+                )
+        if required and not corpora:
+            raise UserError(
+                f"--multitask has dae, but {directory} has no monolingual data "
+                f"({split}.LANG-None.LANG.*): binarise some or drop dae"
+            )
+        return corpora
+
+    def _denoising_corpus(self, prefix: Path, lang: str) -> DenoisingCorpus:
+        pair = Pair(lang, lang)
+        return DenoisingCorpus(
+            lang,
+            load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
+            noise=self.noise,
+            starts_word=word_starts(self.dictionary),
+            mask=self.dictionary.index(MASK),
+            eos=self.dictionary.eos(),
+            source_token=self.encoder_token(pair),
+            target_token=self.decoder_token(pair),
+        )
+
+    def encoder_token(self, pair: Pair) -> int | None:
+        """What `--encoder-langtok` puts before the source."""
+        side = self.cfg.encoder_langtok
+        if side is None:
+            return None
+        return self.dictionary.index(language_token(pair.src if str(side) == "src" else pair.tgt))
+
+    def decoder_token(self, pair: Pair) -> int | None:
+        """What `--decoder-langtok` puts before the target."""
+        if not self.cfg.decoder_langtok:
+            return None
+        return self.dictionary.index(language_token(pair.tgt))
