@@ -6,7 +6,7 @@ Names are those of fairseq's own MoE branch where it has one.
 # No postponed annotations: fairseq builds its parser from the types of the fields.
 from argparse import ArgumentParser
 from dataclasses import dataclass, field
-from typing import Optional, cast
+from typing import Any, Optional, cast
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -27,152 +27,139 @@ _Balance = ChoiceEnum(["loss", "bias", "none"])
 _GatingDropout = ChoiceEnum(["local", "skip"])
 
 
+def _flag(default: Any, help_text: str, const: Optional[str] = None) -> Any:
+    """An option; the parser knows no defaults (see `add_moe_arguments`), so its help names them."""
+    if default is not None and default is not False and "default" not in help_text:
+        help_text = f"{help_text} (default: {default})"
+    metadata = {"help": help_text} if const is None else {"help": help_text, "argparse_const": const}
+    return field(default=default, metadata=metadata)
+
+
 @dataclass
 class MoEConfig(FairseqDataclass):
     """Flags of the model `moe_transformer`, beside those of fairseq's Transformer."""
 
-    moe_freq: int = field(
-        default=2, metadata={"help": "every N-th layer is an MoE layer; 0 means none (dense)"}
+    moe_freq: int = _flag(
+        2,
+        "every N-th layer is an MoE layer; 0 means none (dense)",
     )
-    encoder_moe_freq: Optional[int] = field(
-        default=None, metadata={"help": "the same for the encoder alone (default: --moe-freq)"}
+    encoder_moe_freq: Optional[int] = _flag(
+        None,
+        "the same for the encoder alone (default: --moe-freq)",
     )
-    decoder_moe_freq: Optional[int] = field(
-        default=None, metadata={"help": "the same for the decoder alone (default: --moe-freq)"}
+    decoder_moe_freq: Optional[int] = _flag(
+        None,
+        "the same for the decoder alone (default: --moe-freq)",
     )
-    moe_expert_count: str = field(
-        default="8",
-        metadata={
-            "help": "experts of each MoE layer, over all ranks; or one number for each MoE layer, "
-            'encoder first, such as "32,64"'
-        },
+    moe_expert_count: str = _flag(
+        "8",
+        "experts of each MoE layer, over all ranks; or one number for each MoE layer, encoder"
+        ' first, such as "32,64"',
     )
-    encoder_moe_expert_count: Optional[str] = field(
-        default=None,
-        metadata={"help": "the same for the encoder alone (default: --moe-expert-count)"},
+    encoder_moe_expert_count: Optional[str] = _flag(
+        None,
+        "the same for the encoder alone (default: --moe-expert-count)",
     )
-    decoder_moe_expert_count: Optional[str] = field(
-        default=None,
-        metadata={"help": "the same for the decoder alone (default: --moe-expert-count)"},
+    decoder_moe_expert_count: Optional[str] = _flag(
+        None,
+        "the same for the decoder alone (default: --moe-expert-count)",
     )
-    moe_top_k: int = field(default=1, metadata={"help": "experts that each token is sent to"})
-    moe_gate: _Gate = field(  # type: ignore[valid-type]
-        default="learned",
-        metadata={
-            "help": "what chooses experts: a learned gate; or, as baselines, draws that are new in "
-            "every training pass (random), or a fixed hash of the token (hash; random uses it in "
-            "validation and translation)"
-        },
+    moe_top_k: int = _flag(
+        1,
+        "experts that each token is sent to",
     )
-    moe_second_expert_policy: _SecondExpert = field(  # type: ignore[valid-type]
-        default="score",
-        metadata={
-            "help": "the experts of a token after its first: those with the next best scores, or "
-            "drawn in training from the gate's distribution over the others (sampling)"
-        },
+    moe_gate: _Gate = _flag(  # type: ignore[valid-type]
+        "learned",
+        "what chooses experts: a learned gate; or, as baselines, draws that are new in every "
+        "training pass (random), or a fixed hash of the token (hash; random uses it in "
+        "validation and translation)",
     )
-    moe_balance: _Balance = field(  # type: ignore[valid-type]
-        default="loss",
-        metadata={
-            "help": "what keeps the experts equally busy: a loss (weight --moe-gate-loss-wt), a "
-            "bias of each expert that steers the choice alone and follows the load (loss-free), or "
-            "nothing (none)"
-        },
+    moe_second_expert_policy: _SecondExpert = _flag(  # type: ignore[valid-type]
+        "score",
+        "the experts of a token after its first: those with the next best scores, or drawn in"
+        " training from the gate's distribution over the others (sampling)",
     )
-    moe_bias_update_rate: float = field(
-        default=0.001,
-        metadata={"help": "step of that bias in each update; scores lie between 0 and 1"},
+    moe_balance: _Balance = _flag(  # type: ignore[valid-type]
+        "loss",
+        "what keeps the experts equally busy: a loss (weight --moe-gate-loss-wt), a bias of "
+        "each expert that steers the choice alone and follows the load (loss-free), or "
+        "nothing (none)",
     )
-    moe_capacity_factor: float = field(
-        default=1.0,
-        metadata={
-            "help": "in training an expert accepts FACTOR x top-k x tokens / experts tokens of a "
-            "rank's batch, the others skip the layer; 0 never drops"
-        },
+    moe_bias_update_rate: float = _flag(
+        0.001,
+        "step of that bias in each update; scores lie between 0 and 1",
     )
-    moe_eval_capacity_factor: float = field(
-        default=0.0,
-        metadata={
-            "help": "the same in validation and translation; with the default 0, never drop, a "
-            "translation does not depend on its batch"
-        },
+    moe_capacity_factor: float = _flag(
+        1.0,
+        "in training an expert accepts FACTOR x top-k x tokens / experts tokens of a rank's "
+        "batch, the others skip the layer; 0 never drops",
     )
-    moe_min_capacity: int = field(
-        default=4, metadata={"help": "least number of tokens that an expert accepts"}
+    moe_eval_capacity_factor: float = _flag(
+        0.0,
+        "the same in validation and translation; with the default 0, never drop, a "
+        "translation does not depend on its batch",
     )
-    moe_token_priority: _Priority = field(  # type: ignore[valid-type]
-        default="rts",
-        metadata={
-            "help": "which tokens stay when an expert is full: random ones (rts), the first of "
-            "the batch (position), or those with the best gate score (gate)"
-        },
+    moe_min_capacity: int = _flag(
+        4,
+        "least number of tokens that an expert accepts",
     )
-    moe_batch_prioritized_routing: bool = field(
-        default=False, metadata={"help": "the same as --moe-token-priority gate"}
+    moe_token_priority: _Priority = _flag(  # type: ignore[valid-type]
+        "rts",
+        "which tokens stay when an expert is full: random ones (rts), the first of the batch "
+        "(position), or those with the best gate score (gate)",
     )
-    moe_jitter_eps: float = field(
-        default=0.0,
-        metadata={"help": "multiply the gate's input by U(1-EPS, 1+EPS) in training; paper: 0.01"},
+    moe_batch_prioritized_routing: bool = _flag(
+        False,
+        "the same as --moe-token-priority gate",
     )
-    moe_eom: float = field(
-        default=0.0,
-        metadata={
-            "help": "expert output masking: in training a token loses the output of each of its "
-            "experts with this probability, the others are scaled by 1/(1-P); NLLB: 0.2"
-        },
+    moe_jitter_eps: float = _flag(
+        0.0,
+        "multiply the gate's input by U(1-EPS, 1+EPS) in training (default of all "
+        "architectures: 0.01, as in the paper)",
     )
-    moe_gating_dropout: float = field(
-        default=0.0,
-        metadata={
-            "help": "share of a layer's training passes in which the gate is ignored and no token "
-            "leaves its rank; paper: 0.2 to 0.3"
-        },
+    moe_eom: float = _flag(
+        0.0,
+        "expert output masking: in training a token loses the output of each of its experts "
+        "with this probability, the others are scaled by 1/(1-P); NLLB: 0.2",
     )
-    moe_gating_dropout_policy: _GatingDropout = field(  # type: ignore[valid-type]
-        default="local",
-        metadata={
-            "help": "where tokens go then: in equal shares, at random, to the experts of their "
-            "rank (local), or to none (skip)"
-        },
+    moe_gating_dropout: float = _flag(
+        0.0,
+        "share of a layer's training passes in which the gate is ignored and no token leaves "
+        "its rank",
     )
-    moe_residual: bool = field(
-        default=False,
-        metadata={
-            "help": "a dense feed-forward network beside the experts of each MoE layer, mixed with "
-            "their output by learned coefficients (PR-MoE)"
-        },
+    moe_gating_dropout_policy: _GatingDropout = _flag(  # type: ignore[valid-type]
+        "local",
+        "where tokens go then: in equal shares, at random, to the experts of their rank "
+        "(local), or to none (skip)",
     )
-    moe_gating_use_fp32: _Switch = field(  # type: ignore[valid-type]
-        default="true",
-        metadata={
-            "help": "compute the gate in float32 whatever the model's dtype",
-            "argparse_const": "true",
-        },
+    moe_residual: bool = _flag(
+        False,
+        "a dense feed-forward network beside the experts of each MoE layer, mixed with their "
+        "output by learned coefficients (PR-MoE)",
     )
-    moe_normalize_gate_prob: _AutoSwitch = field(  # type: ignore[valid-type]
-        default="auto",
-        metadata={
-            "help": "make a token's combine weights sum to 1; auto: when top-k > 1",
-            "argparse_const": "true",
-        },
+    moe_gating_use_fp32: _Switch = _flag(  # type: ignore[valid-type]
+        "true",
+        "compute the gate in float32 whatever the model's dtype",
+        const="true",
     )
-    moe_normalize_gate_prob_before_dropping: bool = field(
-        default=False,
-        metadata={"help": "take that sum over all choices of a token, dropped ones included"},
+    moe_normalize_gate_prob: _AutoSwitch = _flag(  # type: ignore[valid-type]
+        "auto",
+        "make a token's combine weights sum to 1; auto: when top-k > 1",
+        const="true",
     )
-    use_moe_pad_mask: _Switch = field(  # type: ignore[valid-type]
-        default="true",
-        metadata={
-            "help": "keep padding out of routing, capacity and losses",
-            "argparse_const": "true",
-        },
+    moe_normalize_gate_prob_before_dropping: bool = _flag(
+        False,
+        "take that sum over all choices of a token, dropped ones included",
     )
-    expert_parallel_size: int = field(
-        default=1,
-        metadata={
-            "help": "ranks over which the experts of a layer are spread; divides the number of "
-            "ranks and of experts"
-        },
+    use_moe_pad_mask: _Switch = _flag(  # type: ignore[valid-type]
+        "true",
+        "keep padding out of routing, capacity and losses",
+        const="true",
+    )
+    expert_parallel_size: int = _flag(
+        1,
+        "ranks over which the experts of a layer are spread; divides the number of ranks and "
+        "of experts",
     )
 
     @property
