@@ -36,7 +36,7 @@ else
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 \
     --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates "$WARMUP" \
     --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 800 \
-    --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 \
+    --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 --data-buffer-size 0 \
     --no-epoch-checkpoints --validate-interval 1000 \
     --log-format simple --log-interval 50 --save-dir "$RUN/checkpoints" 2>"$RUN/train.err" |
     tee -a "$RUN/train.log" | grep --line-buffered -E "train_inner|valid on" || {
