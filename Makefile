@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 # With --no-deps: no pip since 24.1 accepts what fairseq 0.12.2 says of its own requirements.
 STOCK = fairseq==0.12.2 fairscale==0.4.13
 BIN = $(VENV)/bin
-CODE = zcode_plugin zcode_mends zcode_compat.py tests examples benchmarks setup.py
+CODE = zcode_plugin zcode_mends zcode_compat.py tests examples benchmarks docs setup.py
 
 .PHONY: demo test test-slow lint format install clean-demo
 .DEFAULT_GOAL := test

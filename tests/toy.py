@@ -82,7 +82,8 @@ def train(data: Path, save_dir: Path, *options: object, ranks: int = 1) -> str:
     return run(
         "fairseq-train", data, *TASK, *MODEL, "--criterion", "multitask_summed_loss",
         "--optimizer", "adam", "--lr", "0.003", "--max-tokens", "1000", "--cpu",
-        "--num-workers", "0", "--data-buffer-size", "0", "--log-format", "json", "--log-interval", "1",
+        "--num-workers", "0", "--data-buffer-size", "0", "--log-format", "json",
+        "--log-interval", "1",
         "--no-epoch-checkpoints", "--encoder-langtok", "tgt", *distributed,
         "--save-dir", save_dir, *options,
         ranks=ranks,

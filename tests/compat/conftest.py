@@ -71,7 +71,8 @@ def train(data: Path, stock: Run) -> Run:
         script = (*launcher, SCRIPTS / "fairseq-train") if launcher else ("fairseq-train",)
         return stock(
             *script, data, "--task=translation", "--arch=transformer", *TINY_LAYERS, "--cpu",
-            "--optimizer=adam", "--lr=0.01", "--max-tokens=64", "--max-update=2", "--num-workers=0", "--data-buffer-size=0",
+            "--optimizer=adam", "--lr=0.01", "--max-tokens=64", "--max-update=2", "--num-workers=0",
+            "--data-buffer-size=0",
             "--log-format=simple", "--log-interval=1", "--save-dir", save_dir, *options,
             **environment,
         )  # fmt: skip

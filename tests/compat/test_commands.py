@@ -83,7 +83,8 @@ def test_numpy_names_in_language_modelling(stock: Run, data: Path, tmp_path: Pat
     options = (
         data / "lm", "--task=language_modeling", "--sample-break-mode=eos", "--cpu",
         "--arch=transformer_lm", "--decoder-layers=1", "--decoder-attention-heads=1", *sizes,
-        "--optimizer=adam", "--lr=0.01", "--max-tokens=64", "--max-update=1", "--num-workers=0", "--data-buffer-size=0",
+        "--optimizer=adam", "--lr=0.01", "--max-tokens=64", "--max-update=1", "--num-workers=0",
+        "--data-buffer-size=0",
         "--no-save", "--save-dir", tmp_path, "--log-format=simple", "--log-interval=1",
     )  # fmt: skip
     disabled = stock("fairseq-train", *options, ZCODE_COMPAT_DISABLE="numpy-names")
