@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 
 RUN=${RUN:-runs/demo}
 LANGUAGES=ca,es,fr,gl,it,nl,pt,sv
-UPDATES=${UPDATES:-1300}
+UPDATES=${UPDATES:-950}
 WARMUP=${WARMUP:-150}
 export OMP_NUM_THREADS=1  # one thread for each of the two ranks
 mkdir -p "$RUN"
@@ -29,13 +29,13 @@ else
     --user-dir zcode_plugin --task multitask_multilingual \
     --multitask "mt:1,dae:0.3" --multitask-max-tokens "dae:128" \
     --encoder-langtok tgt --decoder-langtok \
-    --sampling-method temperature --sampling-temperature 1.5 \
+    --sampling-method temperature --sampling-temperature 5 \
     --arch moe_transformer_tiny --moe-expert-count 8 --expert-parallel-size 2 \
     --moe-token-priority rts --moe-capacity-factor 1.25 \
     --criterion multitask_summed_loss --label-smoothing 0.1 --moe-gate-loss-wt 0.05 \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 \
     --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates "$WARMUP" \
-    --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 800 \
+    --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 1024 \
     --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 --data-buffer-size 0 \
     --no-epoch-checkpoints --validate-interval 1000 \
     --log-format simple --log-interval 50 --save-dir "$RUN/checkpoints" 2>"$RUN/train.err" |
