@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import zipfile
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
+from zcode_plugin.checkpoint import io
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,10 +36,9 @@ class _RunsCode:
 @pytest.fixture(scope="module")
 def state(checkpoint: Path) -> dict[str, Any]:
     """What the trained checkpoint holds."""
-    rebuild = [value.__reduce__()[0] for value in (np.zeros(1), np.float64(0))]
-    dtypes = [np.dtype, *map(type, map(np.dtype, "ld"))]
-    with torch.serialization.safe_globals([argparse.Namespace, np.ndarray, *rebuild, *dtypes]):
-        return torch.load(checkpoint, weights_only=True)
+    # Not through torch's context manager safe_globals: on leaving, that takes the classes off the
+    # process's list for good, the mend's own entries included.
+    return io.load(checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,6 @@ from zcode_plugin.checkpoint.io import load
 BIAS = (*EXACT, "--moe-balance", "bias", "--moe-bias-update-rate", "0.01")
 
 
-# Two-rank merges fail here when run beside other tests; the cause is open.
-pytestmark = pytest.mark.slow
-
-
 def selection_biases(save_dir: Path, rank: str = "") -> dict[str, Tensor]:
     model = load(save_dir / f"checkpoint_last{rank}.pt")["model"]
     return {name: value for name, value in model.items() if name.endswith("selection_bias")}

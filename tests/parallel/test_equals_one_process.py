@@ -14,10 +14,6 @@ from toy import EXACT, run, train
 from zcode_plugin.checkpoint import io
 
 # SGD shows gradients as they are: Adam would hide a wrong factor.
-# Two-rank merges fail here when run beside other tests; the cause is open.
-pytestmark = pytest.mark.slow
-
-
 STEP = (
     "--optimizer", "sgd", "--lr", "0.5", "--lr-scheduler", "fixed", "--max-tokens", "300",
     "--clip-norm", "1.0", *EXACT,

@@ -7,9 +7,6 @@ from pathlib import Path
 import pytest
 from toy import TASK, bleu, command, generate, lines, run, train
 
-# Minutes on two cores, too long beside the other tests.
-pytestmark = pytest.mark.slow
-
 LEARN = (
     "--max-update", "700", "--warmup-updates", "100", "--lr-scheduler", "inverse_sqrt",
     "--label-smoothing", "0.1", "--validate-interval", "100",
