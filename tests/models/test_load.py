@@ -8,11 +8,12 @@ import torch
 from fairseq import checkpoint_utils
 from toy import train
 
-import zcode_plugin  # noqa: F401 (registers task, model and criterion)
+from zcode_plugin import register
 from zcode_plugin.moe import labelled, load_statistics
 
 
 def test_layers_objectives_and_pairs_are_counted_apart(reversal: Path, tmp_path: Path) -> None:
+    register()
     train(
         reversal, tmp_path, "--max-update", "2", "--multitask", "mt:1,dae:1",
         "--lang-pairs", "aa-bb", "--moe-expert-count", "4,2",
