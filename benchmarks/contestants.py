@@ -97,6 +97,7 @@ def switch(shape: Shape) -> nn.Module | None:
         num_experts=shape.experts,
         expert_capacity=-(-shape.tokens // shape.experts),
         dropout_rate=0.0,
+        router_jitter_noise=0.0,  # nobody here jitters
     )
     return ThreeDimensions(SwitchTransformersSparseMLP(config))
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zcode_plugin.moe.gradient_storage import GradientStorage
 from zcode_plugin.moe.grouped import grouped_linear
 
 
@@ -49,6 +50,7 @@ class Experts(nn.Module):
         self.fc2_weight = nn.Parameter(torch.empty(num_local, model_dim, hidden_dim))
         self.fc1_bias = nn.Parameter(torch.empty(num_local, hidden_dim)) if bias else None
         self.fc2_bias = nn.Parameter(torch.empty(num_local, model_dim)) if bias else None
+        self._fc1_gradient, self._fc2_gradient = GradientStorage(), GradientStorage()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -80,10 +82,14 @@ class Experts(nn.Module):
             x_AM: [A, M], rows grouped by local expert.
             kept: rows of each local expert; sums to A.
         """
-        hidden_AF = grouped_linear(x_AM, self.fc1_weight, self.fc1_bias, kept)
+        hidden_AF = grouped_linear(
+            x_AM, self.fc1_weight, self.fc1_bias, kept, self._fc1_gradient
+        )
         hidden_AF = self.activation(hidden_AF)
         hidden_AF = nn.functional.dropout(hidden_AF, self.dropout, self.training)
-        return grouped_linear(hidden_AF, self.fc2_weight, self.fc2_bias, kept)
+        return grouped_linear(
+            hidden_AF, self.fc2_weight, self.fc2_bias, kept, self._fc2_gradient
+        )
 
     def _stacks(self) -> list[tuple[str, nn.Parameter]]:
         stacks = (

@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from zcode_plugin.moe.gradient_storage import GradientStorage
+
 
 def grouped_linear(
-    x_AI: Tensor, weight_LOI: Tensor, bias_LO: Tensor | None, kept: list[int]
+    x_AI: Tensor,
+    weight_LOI: Tensor,
+    bias_LO: Tensor | None,
+    kept: list[int],
+    storage: GradientStorage | None = None,
 ) -> Tensor:
     """y = x @ weight[e].T + bias[e] for the rows of each expert e.
 
@@ -20,13 +26,14 @@ def grouped_linear(
         weight_LOI: [L, O, I].
         bias_LO: [L, O] or None.
         kept: rows of each expert, L numbers that sum to A.
+        storage: where the weight's gradient is written; one for each weight.
 
     Returns:
         [A, O] of x's dtype.
     """
     if _can_use_grouped_mm(x_AI, weight_LOI):
         return _grouped_mm(x_AI, weight_LOI, bias_LO, kept)
-    return _GroupedLinear.apply(x_AI, weight_LOI, bias_LO, kept)
+    return _GroupedLinear.apply(x_AI, weight_LOI, bias_LO, kept, storage or GradientStorage())
 
 
 def _can_use_grouped_mm(x_AI: Tensor, weight_LOI: Tensor) -> bool:
@@ -71,9 +78,15 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_AI: Tensor, weight_LOI: Tensor, bias_LO: Tensor | None, kept: list[int]
+        ctx: Any,
+        x_AI: Tensor,
+        weight_LOI: Tensor,
+        bias_LO: Tensor | None,
+        kept: list[int],
+        storage: GradientStorage,
     ) -> Tensor:
         ctx.save_for_backward(x_AI, weight_LOI)
+        ctx.storage = storage
         ctx.kept = kept
         ctx.has_bias = bias_LO is not None
         y_AO = x_AI.new_empty(x_AI.size(0), weight_LOI.size(1))
@@ -92,7 +105,7 @@ class _GroupedLinear(torch.autograd.Function):
         want_x, want_weight, want_bias = ctx.needs_input_grad[:3]
         want_bias = want_bias and ctx.has_bias
         grad_x = torch.empty_like(x_AI) if want_x else None
-        grad_weight = torch.empty_like(weight_LOI) if want_weight else None
+        grad_weight = ctx.storage.empty_like(weight_LOI) if want_weight else None
         grad_bias = weight_LOI.new_empty(weight_LOI.shape[:2]) if want_bias else None
         for expert, rows in _ranges(ctx.kept):
             if grad_x is not None:
@@ -106,4 +119,4 @@ class _GroupedLinear(torch.autograd.Function):
                 for grad in (grad_weight, grad_bias):
                     if grad is not None:
                         grad[expert].zero_()
-        return grad_x, grad_weight, grad_bias, None
+        return grad_x, grad_weight, grad_bias, None, None
