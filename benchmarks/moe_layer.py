@@ -102,7 +102,7 @@ def time_all(shape: Shape, args: argparse.Namespace) -> list[Row]:
             ratios = [value / other for value, other in zip(values, limit, strict=True)]
             row[f"{what}_x_limit"] = round(statistics.median(ratios), 3)
         if args.memory:
-            row["peak_mib"] = measure_memory(name, shape, args)
+            row.update(measure_memory(name, shape, args))
         rows.append(row)
     print_table(shape, rows)
     return rows
@@ -124,9 +124,7 @@ def build_all(shape: Shape, args: argparse.Namespace) -> dict[str, nn.Module]:
 
 def time_once(layer: nn.Module, shape: Shape, device: str) -> tuple[float, float, float]:
     """Milliseconds of the forward pass, of forward and backward, and CPU time of both."""
-    x = torch.randn(shape.tokens, shape.dim, dtype=shape.torch_dtype, device=device)
-    x.requires_grad_()
-    grad = torch.randn_like(x)
+    x, grad = make_input(shape, device)
     for parameter in layer.parameters():
         parameter.grad = None
     synchronise(device)
@@ -140,13 +138,19 @@ def time_once(layer: nn.Module, shape: Shape, device: str) -> tuple[float, float
     return 1e3 * (middle - start), 1e3 * (end - start), 1e3 * (end_cpu - start_cpu)
 
 
+def make_input(shape: Shape, device: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """An input, and the gradient of the output."""
+    x = torch.randn(shape.tokens, shape.dim, dtype=shape.torch_dtype, device=device)
+    return x.requires_grad_(), torch.randn_like(x)
+
+
 def synchronise(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 
 
-def measure_memory(name: str, shape: Shape, args: argparse.Namespace) -> float | None:
-    """MiB that one forward and backward pass adds at its peak, in a process of its own."""
+def measure_memory(name: str, shape: Shape, args: argparse.Namespace) -> dict[str, float]:
+    """See `peak_memory`; in a process of its own."""
     command = [
         sys.executable, __file__, "--one", name, "--experts", str(shape.experts), "--top-k",
         str(shape.k), "--dtypes", shape.dtype, "--tokens", str(shape.tokens), "--dim",
@@ -157,16 +161,27 @@ def measure_memory(name: str, shape: Shape, args: argparse.Namespace) -> float |
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_memory(args: argparse.Namespace) -> float:
-    """MiB above what parameters and input take, at the peak of a forward and backward pass."""
+def peak_memory(args: argparse.Namespace) -> dict[str, float]:
+    """MiB above what parameters and input take.
+
+    `forward_mib` is the peak of a forward pass that will be differentiated: its activations.
+    `step_mib` is that of the backward pass, gradients of the weights included.
+    """
     torch.set_num_threads(args.threads)
     shape = Shape(args.tokens, args.dim, args.ffn, int(args.experts), int(args.top_k), args.dtypes)
     layer = CONTESTANTS[args.one](shape)
     assert layer is not None
     layer = layer.to(args.device, shape.torch_dtype).train()
+    x, grad = make_input(shape, args.device)
     before = memory_in_use(args.device)
-    time_once(layer, shape, args.device)
-    return round(memory_in_use(args.device) - before, 1)
+    output = layer(x)
+    after_forward = memory_in_use(args.device)
+    output.backward(grad)
+    after_backward = memory_in_use(args.device)
+    return {
+        "forward_mib": round(after_forward - before, 1),
+        "step_mib": round(after_backward - before, 1),
+    }
 
 
 def memory_in_use(device: str) -> float:

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zcode_plugin.moe.feed_forward import Between, ExpertFeedForward
 from zcode_plugin.moe.gradient_storage import GradientStorage
-from zcode_plugin.moe.grouped import grouped_linear
+from zcode_plugin.moe.grouped import can_use_grouped_mm, grouped_linear
 
 
 class Experts(nn.Module):
@@ -50,7 +51,7 @@ class Experts(nn.Module):
         self.fc2_weight = nn.Parameter(torch.empty(num_local, model_dim, hidden_dim))
         self.fc1_bias = nn.Parameter(torch.empty(num_local, hidden_dim)) if bias else None
         self.fc2_bias = nn.Parameter(torch.empty(num_local, model_dim)) if bias else None
-        self._fc1_gradient, self._fc2_gradient = GradientStorage(), GradientStorage()
+        self._gradient_storages = GradientStorage(), GradientStorage()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -82,13 +83,21 @@ class Experts(nn.Module):
             x_AM: [A, M], rows grouped by local expert.
             kept: rows of each local expert; sums to A.
         """
-        hidden_AF = grouped_linear(
-            x_AM, self.fc1_weight, self.fc1_bias, kept, self._fc1_gradient
-        )
-        hidden_AF = self.activation(hidden_AF)
-        hidden_AF = nn.functional.dropout(hidden_AF, self.dropout, self.training)
-        return grouped_linear(
-            hidden_AF, self.fc2_weight, self.fc2_bias, kept, self._fc2_gradient
+        dropout = self.dropout if self.training else 0.0
+        if can_use_grouped_mm(x_AM, self.fc1_weight, self.fc2_weight):
+            kept_L = torch.tensor(kept).to(x_AM.device, non_blocking=True)
+            hidden_AF = grouped_linear(x_AM, self.fc1_weight, self.fc1_bias, kept_L)
+            hidden_AF = nn.functional.dropout(self.activation(hidden_AF), dropout)
+            return grouped_linear(hidden_AF, self.fc2_weight, self.fc2_bias, kept_L)
+        return ExpertFeedForward.apply(
+            x_AM,
+            self.fc1_weight,
+            self.fc1_bias,
+            self.fc2_weight,
+            self.fc2_bias,
+            kept,
+            Between(self.activation, dropout),
+            self._gradient_storages,
         )
 
     def _stacks(self) -> list[tuple[str, nn.Parameter]]:
