@@ -53,7 +53,7 @@ def test_gradients_with_dropout(activation: Callable[[Tensor], Tensor]) -> None:
     experts, x_AM = make(activation, dropout=0.4)
     weight, bias = experts.fc1_weight.flatten(0, 1), experts.fc1_bias.flatten()
     hidden_ALF = functional.linear(x_AM, weight, bias)
-    assert hidden_ALF.abs().min() > 1e-4, "a value at the corner of ReLU would upset the differences"
+    assert hidden_ALF.abs().min() > 1e-4, "a value lies at the corner of ReLU"
 
     def same_draws(x: Tensor, *parameters: Tensor) -> Tensor:
         torch.manual_seed(3)
