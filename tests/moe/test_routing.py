@@ -7,7 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zcode_plugin.moe.routing import Routing, capacity, route, token_priority
+from zcode_plugin.moe.routing import (
+    Routing,
+    capacity,
+    capacity_of_unpadded,
+    route,
+    token_priority,
+)
 
 
 def table(routing: Routing) -> list[list[int]]:
@@ -247,3 +253,18 @@ def test_gate_scores_are_priorities_without_gradient() -> None:
 def test_unknown_priority_is_refused() -> None:
     with pytest.raises(ValueError, match="'best' is none of rts, position, gate"):
         token_priority("best", torch.ones(1))  # type: ignore[arg-type]
+
+
+@given(
+    tokens=st.integers(0, 400),
+    padded=st.integers(0, 100),
+    experts=st.integers(1, 64),
+    k=st.integers(1, 4),
+    factor=st.sampled_from([0.0, 0.1, 0.3, 0.7, 1.0, 1.1, 1.25, 2.0]),
+)
+def test_capacity_counted_on_the_device(
+    tokens: int, padded: int, experts: int, k: int, factor: float
+) -> None:
+    padding_T = torch.arange(tokens + padded) >= tokens
+    counted = capacity_of_unpadded(padding_T, experts, k, factor)
+    assert int(counted) == capacity(tokens, experts, k, factor)

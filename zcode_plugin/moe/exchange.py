@@ -6,7 +6,6 @@ Ranks may hold different numbers of tokens, none included; nothing is padded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -62,35 +61,35 @@ class _AllToAll(torch.autograd.Function):
         return _AllToAll.apply(grad, ctx.receive, ctx.send, ctx.group), None, None, None
 
 
-def plan_exchange(kept_E: Tensor, group: dist.ProcessGroup) -> Exchange:
+def plan_exchange(kept_E: Tensor, kept: list[int], group: dist.ProcessGroup) -> Exchange:
     """Tell every rank how many rows each of its experts will get from whom.
 
     Args:
         kept_E: int64 [E], rows of this rank for each expert; expert e lives on rank e // L.
+        kept: the same numbers on the host.
         group: P ranks, P divides E.
     """
     ranks = group.size()
+    local = len(kept) // ranks
     received_E = torch.empty_like(kept_E)
     dist.all_to_all_single(received_E, kept_E.contiguous(), group=group)
-    # Both counts reach the host in one copy: the only synchronisation of a layer on a GPU.
-    send_PL, receive_PL = torch.stack((kept_E, received_E)).view(2, ranks, -1).tolist()
+    received_PL = received_E.view(ranks, local)
+    received = received_PL.tolist()  # the other place where the host waits for the device
     return Exchange(
-        sent=[sum(row) for row in send_PL],
-        received=[sum(row) for row in receive_PL],
-        to_expert=_by_expert(receive_PL, kept_E.device),
-        kept=[sum(column) for column in zip(*receive_PL, strict=True)],
+        sent=[sum(kept[start : start + local]) for start in range(0, len(kept), local)],
+        received=[sum(row) for row in received],
+        to_expert=_by_expert(received_PL, sum(map(sum, received))),
+        kept=[sum(column) for column in zip(*received, strict=True)],
         group=group,
     )
 
 
-def _by_expert(receive_PL: list[list[int]], device: torch.device) -> Tensor:
+def _by_expert(received_PL: Tensor, rows: int) -> Tensor:
     """Order of rows that lie by (rank, expert) that makes them lie by (expert, rank)."""
-    blocks = [rows for row in receive_PL for rows in row]
-    starts = [0, *accumulate(blocks)]
-    local = len(receive_PL[0])
-    order = [
-        torch.arange(starts[block], starts[block] + blocks[block])
-        for expert in range(local)
-        for block in range(expert, len(blocks), local)
-    ]
-    return torch.cat(order).to(device, non_blocking=True)
+    size_B = received_PL.reshape(-1)
+    start_LP = (size_B.cumsum(0) - size_B).view_as(received_PL).t()
+    # Blocks in the new order: where each begins there, and where it lies now.
+    new_size_B = received_PL.t().reshape(-1)
+    shift_B = start_LP.reshape(-1) - (new_size_B.cumsum(0) - new_size_B)
+    place_R = torch.arange(rows, device=received_PL.device)
+    return place_R + torch.repeat_interleave(shift_B, new_size_B, output_size=rows)

@@ -85,7 +85,8 @@ class Experts(nn.Module):
         """
         dropout = self.dropout if self.training else 0.0
         if can_use_grouped_mm(x_AM, self.fc1_weight, self.fc2_weight):
-            kept_L = torch.tensor(kept).to(x_AM.device, non_blocking=True)
+            # From pinned memory, or the copy would wait for the device.
+            kept_L = torch.tensor(kept, pin_memory=True).to(x_AM.device, non_blocking=True)
             hidden_AF = grouped_linear(x_AM, self.fc1_weight, self.fc1_bias, kept_L)
             hidden_AF = nn.functional.dropout(self.activation(hidden_AF), dropout)
             return grouped_linear(hidden_AF, self.fc2_weight, self.fc2_bias, kept_L)

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.losses import balance_loss, z_loss
-from zcode_plugin.moe.routing import Routing, TokenPriority, capacity, route, token_priority
+from zcode_plugin.moe.routing import (
+    Routing,
+    TokenPriority,
+    capacity,
+    capacity_of_unpadded,
+    route,
+    token_priority,
+)
 from zcode_plugin.moe.stats import LayerStats
 
 SecondExpertPolicy = Literal["score", "sampling"]
@@ -105,15 +112,17 @@ class Gate(nn.Module):
     def _route(self, expert_TK: Tensor, score_T: Tensor, padding_T: Tensor | None) -> Routing:
         """Keep what fits; `score_T` decides where the priority of tokens is their score."""
         options = self.options
-        num_tokens = expert_TK.size(0) if padding_T is None else int((~padding_T).sum())
         factor = options.capacity_factor if self.training else options.eval_capacity_factor
+        limits = self.num_experts, options.k, factor, options.min_capacity
         priority = options.token_priority
         if not self.training and priority == "rts":
             priority = "position"
         return route(
             expert_TK.t(),
             self.num_experts,
-            capacity(num_tokens, self.num_experts, options.k, factor, options.min_capacity),
+            capacity(expert_TK.size(0), *limits)
+            if padding_T is None
+            else capacity_of_unpadded(padding_T, *limits),
             priority_T=token_priority(priority, score_T),
             padding_T=padding_T,
         )

@@ -133,7 +133,7 @@ class MOELayer(FairscaleMOELayer):
         if statistics is not None:
             statistics.record(context, gated, padding_T)
         x_AM = x_TM.index_select(0, gated.routing.token_A)
-        y_AM = self._apply_experts(x_AM, gated.routing.kept_E)
+        y_AM = self._apply_experts(x_AM, gated.routing.kept_E, gated.routing.kept)
         y_AM = y_AM * gated.weight_A.to(y_AM.dtype).unsqueeze(1)
         output_TM = torch.zeros_like(x_TM).index_add(0, gated.routing.token_A, y_AM)
         return output_TM, gated.stats
@@ -165,10 +165,12 @@ class MOELayer(FairscaleMOELayer):
         self._check_count(combine_TEC.size(1))
         return apply_slots(x_TM, combine_TEC, dispatch_TEC, self._apply_experts).view_as(x)
 
-    def _apply_experts(self, x_AM: Tensor, kept_E: Tensor) -> Tensor:
+    def _apply_experts(self, x_AM: Tensor, kept_E: Tensor, kept: list[int] | None = None) -> Tensor:
+        """Outputs of the experts of all ranks for rows grouped by expert; `kept` is `kept_E`."""
+        kept = kept_E.tolist() if kept is None else kept
         if self.group is None:
-            return self.experts(x_AM, kept_E.tolist())
-        exchange = plan_exchange(kept_E, self.group)
+            return self.experts(x_AM, kept)
+        exchange = plan_exchange(kept_E, kept, self.group)
         y_RM = self.experts(exchange.dispatch(x_AM), exchange.kept)
         return exchange.combine(y_RM)
 

@@ -26,6 +26,7 @@ class Routing:
         token_A: int64 [A], the token of each kept assignment.
         slot_A: int64 [A], index of the assignment in the flattened [K, T] table of choices.
         kept_E: int64 [E], number of kept assignments of each expert; sums to A.
+        kept: the same E numbers on the host.
         demand_E: int64 [E], number of assignments that asked for each expert, dropped ones
             included, padding not.
     """
@@ -33,6 +34,7 @@ class Routing:
     token_A: Tensor
     slot_A: Tensor
     kept_E: Tensor
+    kept: list[int]
     demand_E: Tensor
 
 
@@ -52,10 +54,22 @@ def capacity(
     return min(num_tokens, max(min_capacity, wanted))
 
 
+def capacity_of_unpadded(
+    padding_T: Tensor, num_experts: int, k: int, factor: float, min_capacity: int = 4
+) -> Tensor:
+    """`capacity` of the tokens that are no padding, int64 scalar; the device counts them itself."""
+    num_tokens = (~padding_T).sum()
+    if factor <= 0:
+        return num_tokens
+    wanted = (k * num_tokens).double() / num_experts * factor
+    wanted = wanted.round(decimals=6).ceil().long().clamp(min=min_capacity)
+    return torch.minimum(num_tokens, wanted)
+
+
 def route(
     expert_KT: Tensor,
     num_experts: int,
-    capacity: int,
+    capacity: int | Tensor,
     *,
     priority_T: Tensor | None = None,
     padding_T: Tensor | None = None,
@@ -69,7 +83,7 @@ def route(
     Args:
         expert_KT: int64 [K, T], the expert of each choice; row 0 holds the first choices.
         num_experts: E.
-        capacity: most assignments per expert.
+        capacity: most assignments per expert; a number or a scalar on the device.
         priority_T: float32 [T], non-negative. Uniform draws give random token selection (RTS),
             gate scores batch-prioritised routing, None first come, first served.
         padding_T: bool [T], True where a token must not be routed.
@@ -80,15 +94,17 @@ def route(
         # Padding sorts behind the last expert, where nothing is kept.
         expert_A = torch.where(padding_T.repeat(k), num_experts, expert_A)
     slot_A = _order(expert_A, k, num_tokens, priority_T)
-    sorted_expert_A = expert_A[slot_A]
     demand_E = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_A.device)
     demand_E = demand_E.scatter_add_(0, expert_A, torch.ones_like(expert_A))[:num_experts]
     kept_E = demand_E.clamp(max=capacity)
-    start_E = demand_E.cumsum(0) - demand_E
-    limit_E = torch.cat((start_E + kept_E, kept_E.new_zeros(1)))
-    keep_A = torch.arange(slot_A.numel(), device=slot_A.device) < limit_E[sorted_expert_A]
-    slot_A = slot_A[keep_A]
-    return Routing(slot_A % max(num_tokens, 1), slot_A, kept_E, demand_E)
+    kept = kept_E.tolist()  # the one place where the host waits for the device
+    total = sum(kept)
+    # Rows that fell behind the capacity of the experts before.
+    skipped_E = (demand_E - kept_E).cumsum(0) - (demand_E - kept_E)
+    place_A = torch.arange(total, device=slot_A.device)
+    place_A = place_A + torch.repeat_interleave(skipped_E, kept_E, output_size=total)
+    slot_A = slot_A[place_A]
+    return Routing(slot_A % max(num_tokens, 1), slot_A, kept_E, kept, demand_E)
 
 
 def _order(expert_A: Tensor, k: int, num_tokens: int, priority_T: Tensor | None) -> Tensor:
