@@ -104,8 +104,8 @@ def check_ranks(files: list[Path], state: Mapping[str, Any]) -> None:
                 f"{names.with_rank(names.without_rank(files[0]), rank)} is missing: the run had "
                 f"{expected} ranks, each of which wrote a file"
             )
-    for rank, path in ranks.items():
-        if rank not in range(expected):
+    for found, path in ranks.items():
+        if found not in range(expected):
             raise UserError(
                 f"{path} is of another run: this one had {expected} ranks; move the file away"
             )

@@ -1,8 +1,8 @@
 """The optimizer's state under the names that the model's entries have.
 
-An optimizer numbers its parameters, and a rank's experts are one parameter for each of their stacks.
-By name, `exp_avg` and its like have an entry for each shared parameter and each single expert,
-exactly as the model has: what joins and divides models does the same to them.
+An optimizer numbers its parameters, and the experts of a rank are one parameter for each of their
+stacks. By name, `exp_avg` and its like have an entry for each shared parameter and each single
+expert, exactly as the model has: what joins and divides models does the same to them.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def _stack_keys(stack: names.Stack, model: Mapping[str, Any]) -> list[str]:
     return [key for key in map(stack.key, sorted(set(experts))) if key in model]
 
 
-def _unstack(
-    stack: names.Stack, model: Mapping[str, Any], value: Any, what: str
-) -> dict[str, Any]:
+def _unstack(stack: names.Stack, model: Mapping[str, Any], value: Any, what: str) -> dict[str, Any]:
     """An entry for each expert: its row, or the one number that all of a stack have."""
     keys = _stack_keys(stack, model)
     if not torch.is_tensor(value) or value.dim() == 0:

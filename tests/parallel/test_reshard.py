@@ -1,0 +1,87 @@
+"""A run that is moved to another number of ranks goes on as if it had not been moved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from parallel.test_equals_one_process import assert_same, merged_weights, weights
+from torch import Tensor
+from toy import EXACT, run, train
+
+from zcode_plugin.checkpoint import config, io
+
+OPTIONS = (
+    *EXACT, "--max-tokens", "300", "--clip-norm", "1", "--disable-validation",
+    "--save-interval-updates", "1",
+)  # fmt: skip
+
+
+def ranks(size: int) -> tuple[str, ...]:
+    return ("--expert-parallel-size", str(size)) if size > 1 else ()
+
+
+def all_weights(save_dir: Path, size: int) -> dict[str, Tensor]:
+    """But those whose gradient is 0 but for rounding, of which Adam makes whole steps."""
+    whole = merged_weights(save_dir) if size > 1 else weights(save_dir / "checkpoint_last.pt")
+    return {key: value for key, value in whole.items() if not key.endswith("k_proj.bias")}
+
+
+def losses(save_dir: Path, size: int) -> list[float]:
+    """Of each update that was saved, with all digits, as the trainer's meters have it."""
+    suffix = "-rank-0" if size > 1 else ""
+    found = {}
+    for path in save_dir.glob(f"checkpoint_1_*{suffix}.pt"):
+        state = io.load_options(path)
+        [value] = [
+            meter["val"]
+            for _, name, _, meter in state["extra_state"]["metrics"]["train"]
+            if name == "mt_loss"
+        ]
+        found[config.num_updates(state)] = value
+    return [found[update] for update in sorted(found)]
+
+
+def check(
+    data: Path,
+    folder: Path,
+    world: int,
+    moves: list[int],
+    move_at: int,
+    stop: int,
+    through: int | None = None,
+) -> None:
+    """A run on `world` ranks, and after `move_at` updates the same run on each of `moves`.
+
+    The batches of an update stay: ranks x --update-freq is `world`. With `through`, the checkpoint
+    is first divided over that many ranks, and then anew.
+    """
+    unmoved, last = folder / "unmoved", ("--max-update", str(stop))
+    train(data, unmoved, *OPTIONS, *last, *ranks(world), ranks=world)
+    expected = losses(unmoved, world)
+    assert len(expected) == stop
+    source = unmoved / f"checkpoint_1_{move_at}.pt"
+    if through is not None:
+        run("zcode", "reshard", source, "--ranks", through, "--out", folder / "way" / "there.pt")
+        source = folder / "way" / "there.pt"
+    for size in moves:
+        moved = folder / f"moved{size}"
+        run("zcode", "reshard", source, "--ranks", size, "--out", moved / "checkpoint_last.pt")
+        frequency = ("--update-freq", str(world // size))
+        train(data, moved, *OPTIONS, *last, *frequency, *ranks(size), ranks=size)
+        assert losses(moved, size) == pytest.approx(expected[move_at:], abs=1e-4)
+        assert_same(all_weights(unmoved, world), all_weights(moved, size), 1e-4)
+
+
+def test_two_ranks_to_one(reversal: Path, tmp_path: Path) -> None:
+    check(reversal, tmp_path, world=2, moves=[1], move_at=3, stop=8)
+
+
+@pytest.mark.slow
+def test_four_ranks_to_two_and_to_one(reversal: Path, tmp_path: Path) -> None:
+    check(reversal, tmp_path, world=4, moves=[2, 1], move_at=6, stop=16)
+
+
+@pytest.mark.slow
+def test_and_back_to_four(reversal: Path, tmp_path: Path) -> None:
+    check(reversal, tmp_path, world=4, moves=[4], move_at=6, stop=16, through=1)
