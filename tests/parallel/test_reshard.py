@@ -49,15 +49,18 @@ def check(
     moves: list[int],
     move_at: int,
     stop: int,
+    *,
+    groups_of: int | None = None,
     through: int | None = None,
 ) -> None:
     """A run on `world` ranks, and after `move_at` updates the same run on each of `moves`.
 
-    The batches of an update stay: ranks x --update-freq is `world`. With `through`, the checkpoint
-    is first divided over that many ranks, and then anew.
+    The batches of an update stay: ranks x --update-freq is `world`. `groups_of` so many ranks hold
+    all experts in the unmoved run, by default all of them do. The checkpoint is divided over
+    `through` ranks first, if that is given, and then anew.
     """
     unmoved, last = folder / "unmoved", ("--max-update", str(stop))
-    train(data, unmoved, *OPTIONS, *last, *ranks(world), ranks=world)
+    train(data, unmoved, *OPTIONS, *last, *ranks(groups_of or world), ranks=world)
     expected = losses(unmoved, world)
     assert len(expected) == stop
     source = unmoved / f"checkpoint_1_{move_at}.pt"
@@ -85,3 +88,8 @@ def test_four_ranks_to_two_and_to_one(reversal: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_and_back_to_four(reversal: Path, tmp_path: Path) -> None:
     check(reversal, tmp_path, world=4, moves=[4], move_at=6, stop=16, through=1)
+
+
+@pytest.mark.slow
+def test_two_groups_of_two_ranks_to_one_group(reversal: Path, tmp_path: Path) -> None:
+    check(reversal, tmp_path, world=4, moves=[2], move_at=6, stop=16, groups_of=2)

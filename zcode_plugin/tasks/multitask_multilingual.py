@@ -14,6 +14,7 @@ from fairseq.tasks import FairseqTask, register_task
 from torch import Tensor
 from torch.nn import Parameter
 
+from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.data.corpora import prepend
 from zcode_plugin.data.languages import (
     Pair,
@@ -229,10 +230,17 @@ class MultitaskMultilingualTask(FairseqTask):
 
     # Training
 
-    @exits_on_user_error
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """Build the model; for training, also refuse checkpoints that it must not start from."""
+        # Not decorated: stock looks at this very signature before it says `from_checkpoint`.
+        return self._build_model(cfg, from_checkpoint)
+
+    @exits_on_user_error
+    def _build_model(self, cfg: Any, from_checkpoint: bool) -> Any:
         model = super().build_model(cfg, from_checkpoint)
         self._parameters = model.named_parameters
+        if not from_checkpoint:
+            check_start(cfg)
         return model
 
     @exits_on_user_error
