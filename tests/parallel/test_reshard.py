@@ -52,6 +52,8 @@ def check(
     *,
     groups_of: int | None = None,
     through: int | None = None,
+    options: tuple[str, ...] = (),
+    tolerance: float = 1e-4,
 ) -> None:
     """A run on `world` ranks, and after `move_at` updates the same run on each of `moves`.
 
@@ -59,7 +61,7 @@ def check(
     all experts in the unmoved run, by default all of them do. The checkpoint is divided over
     `through` ranks first, if that is given, and then anew.
     """
-    unmoved, last = folder / "unmoved", ("--max-update", str(stop))
+    unmoved, last = folder / "unmoved", ("--max-update", str(stop), *options)
     train(data, unmoved, *OPTIONS, *last, *ranks(groups_of or world), ranks=world)
     expected = losses(unmoved, world)
     assert len(expected) == stop
@@ -72,8 +74,8 @@ def check(
         run("zcode", "reshard", source, "--ranks", size, "--out", moved / "checkpoint_last.pt")
         frequency = ("--update-freq", str(world // size))
         train(data, moved, *OPTIONS, *last, *frequency, *ranks(size), ranks=size)
-        assert losses(moved, size) == pytest.approx(expected[move_at:], abs=1e-4)
-        assert_same(all_weights(unmoved, world), all_weights(moved, size), 1e-4)
+        assert losses(moved, size) == pytest.approx(expected[move_at:], abs=tolerance)
+        assert_same(all_weights(unmoved, world), all_weights(moved, size), tolerance)
 
 
 def test_two_ranks_to_one(reversal: Path, tmp_path: Path) -> None:
@@ -93,3 +95,15 @@ def test_and_back_to_four(reversal: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_groups_of_two_ranks_to_one_group(reversal: Path, tmp_path: Path) -> None:
     check(reversal, tmp_path, world=4, moves=[2], move_at=6, stop=16, groups_of=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["--memory-efficient-fp16", "--fp16-no-flatten-grads"])
+def test_half_precision_and_averaged_weights(
+    reversal: Path, tmp_path: Path, precision: str
+) -> None:
+    options = ("--fp16", precision, "--fp16-init-scale", "4", "--store-ema", "--ema-fp32")
+    # A half has 11 bits, and the order of sums is another.
+    check(
+        reversal, tmp_path, world=2, moves=[1], move_at=3, stop=8, options=options, tolerance=1e-3
+    )

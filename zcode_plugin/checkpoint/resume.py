@@ -55,7 +55,7 @@ def check_start(options: Any) -> None:
 
 def _check(options: Any, world: int) -> None:
     restore = config.get(options, "restore_file", _LAST)
-    whole = Path(options.save_dir) / _LAST if restore == _LAST else Path(restore)
+    whole = Path(config.get(options, "save_dir")) / _LAST if restore == _LAST else Path(restore)
     parallel = config.get(options, "expert_parallel_size", 1) if world > 1 else 1
     if parallel > 1:
         _check_name(whole, restore)
