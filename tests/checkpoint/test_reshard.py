@@ -74,6 +74,19 @@ def test_without_an_optimizer_there_is_none_after(tmp_path: Path) -> None:
     assert "last_optimizer_state" not in state
 
 
+def test_without_experts_there_is_one_file(tmp_path: Path) -> None:
+    state = rank_state(0, size=1, world=2)
+    for weights in (state["model"], state["extra_state"]["ema"]):
+        for key in [key for key in weights if ".experts." in key]:
+            del weights[key]
+    del state["last_optimizer_state"]
+    torch.save(state, tmp_path / "dense.pt")
+    resharding = plan([tmp_path / "dense.pt"], 4)
+    assert resharding.after == Layout(world=4, parallel=1)
+    [divided] = resharding.states()
+    assert divided["cfg"]["model"].base_layers == 0
+
+
 def flatten(state: State) -> None:
     state["last_optimizer_state"]["param_groups"][0]["params"] = [0]
 

@@ -92,8 +92,7 @@ def plan(files: list[Path], ranks: int, parallel: int | None = None) -> Reshardi
     before = Layout(config.world_size(state), config.expert_parallel_size(state))
     _check_supported(state, files[0])
     if parallel is None:
-        in_groups = 1 < before.parallel < before.world and ranks % before.parallel == 0
-        parallel = before.parallel if in_groups else ranks
+        parallel = _default_parallel(gathered, before, ranks)
     if ranks < 1 or parallel < 1 or ranks % parallel:
         raise UserError(
             f"--expert-parallel-size {parallel} does not divide --ranks {ranks}: choose a divisor "
@@ -104,6 +103,13 @@ def plan(files: list[Path], ranks: int, parallel: int | None = None) -> Reshardi
         _topology(after, 0).local_experts(count)  # refuses what does not divide
     position = _position(state)
     return Resharding(gathered, before, after, position, _moved(position, before, after, state))
+
+
+def _default_parallel(gathered: Gathered, before: Layout, ranks: int) -> int:
+    if not gathered.experts:
+        return 1
+    in_groups = 1 < before.parallel < before.world and ranks % before.parallel == 0
+    return before.parallel if in_groups else ranks
 
 
 def _check_supported(state: Mapping[str, Any], path: Path) -> None:
