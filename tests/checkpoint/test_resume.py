@@ -171,8 +171,8 @@ def test_a_run_of_another_layout(files: dict[int, Path], tmp_path: Path) -> None
          "--restore-file a.pt.d/x.pt: the name must end in .pt and have no other .pt in it, or "
          "stock does not find the files of ranks: rename the file or its folder"),
         ({"save_dir": "none", "finetune_from_model": "{run}/checkpoint_last.pt"},
-         "--finetune-from-model {run}/checkpoint_last.pt: there is no such file (its rank files: "
-         "zcode merge)"),
+         "--finetune-from-model {run}/checkpoint_last.pt: there is no such file; join its "
+         "rank files with zcode merge"),
     ],
 )  # fmt: skip
 def test_names(

@@ -96,8 +96,9 @@ def _check_first_start(
     pretrained = config.get(options, "finetune_from_model")
     if pretrained is not None and whole.name == _LAST:
         if not Path(pretrained).is_file():
-            merge = " (its rank files: zcode merge)" * bool(names.find_rank_files(Path(pretrained)))
-            raise UserError(f"--finetune-from-model {pretrained}: there is no such file{merge}")
+            in_ranks = names.find_rank_files(Path(pretrained))
+            remedy = "join its rank files with zcode merge" if in_ranks else "name another"
+            raise UserError(f"--finetune-from-model {pretrained}: there is no such file; {remedy}")
         return
     reshard = f"zcode reshard {{}} --ranks {world} --expert-parallel-size {parallel} --out DIR"
     if whole.is_file():
