@@ -18,6 +18,7 @@ from zcode_mends.hydra_errors import HYDRA_ERRORS
 from zcode_mends.mend import Mend
 from zcode_mends.numpy_names import NUMPY_NAMES
 from zcode_mends.refusal import CHECKPOINT_REFUSAL
+from zcode_mends.saving import WHOLE_CHECKPOINTS
 
 MENDS: tuple[Mend, ...] = (
     CONFIG_DEFAULTS,
@@ -25,6 +26,7 @@ MENDS: tuple[Mend, ...] = (
     CHECKPOINT_NUMPY,
     CHECKPOINT_BROADCAST,
     CHECKPOINT_REFUSAL,
+    WHOLE_CHECKPOINTS,
     ENCODER_FASTPATH,
     NUMPY_NAMES,
     BF16_WITHOUT_TPU,

@@ -47,16 +47,51 @@ def rank_model(rank: int, size: int) -> dict[str, torch.Tensor]:
     return model
 
 
+PARAMETERS = [
+    "encoder.embed_tokens.weight",
+    "encoder.layers.0.fc1.weight",
+    *(
+        f"{layer}.{name}"
+        for layer in LAYERS
+        for name in ("gate.wg.weight", "experts.fc1_weight", "experts.fc1_bias")
+    ),
+]
+
+
+def rank_optimizer(rank: int, size: int) -> State:
+    """Adam's state of one of `size` ranks: a number apart for each parameter, an expert's too."""
+    local = EXPERTS // size
+    first = rank % size * local
+    shapes = {key: value.shape for key, value in rank_model(rank, size).items()}
+    state: dict[int, dict[str, Any]] = {}
+    for number, name in enumerate(PARAMETERS):
+        layer, is_stack, stack = name.partition(".experts.")
+        if is_stack:
+            shape = shapes[f"{layer}.experts.{first}.{stack.replace('_', '.')}"]
+            rows = torch.arange(first, first + local).reshape(local, *(1 for _ in shape))
+            moment = 100.0 * number + rows.expand(local, *shape).float()
+        else:
+            moment = torch.full(shapes[name], 100.0 * number)
+        state[number] = {"step": 40, "exp_avg": moment, "exp_avg_sq": moment + 0.5}
+    numbers = list(range(len(PARAMETERS)))
+    return {"state": state, "param_groups": [{"lr": 0.003, "params": numbers}], "loss_scale": 128.0}
+
+
 def rank_state(rank: int, size: int = 2, world: int | None = None) -> State:
-    """A checkpoint of one rank as fairseq's trainer saves it."""
+    """A checkpoint of one rank as fairseq's trainer saves it; the only one where `size` is 1."""
     return {
         "args": None,
         "cfg": {
             "_name": None,
-            "model": Namespace(arch="moe_transformer", base_layers=1, expert_parallel_size=size),
+            "model": Namespace(
+                arch="moe_transformer", base_layers=int(size > 1), expert_parallel_size=size
+            ),
             "task": {"_name": "multitask_multilingual", "langs": "de,en"},
-            "distributed_training": {"distributed_world_size": world or size},
-            "checkpoint": {"checkpoint_suffix": f"-rank-{rank}"},
+            "distributed_training": {
+                "distributed_world_size": world or size,
+                "distributed_rank": rank,
+            },
+            "checkpoint": {"checkpoint_suffix": f"-rank-{rank}" if size > 1 else ""},
         },
         "model": rank_model(rank, size),
         "criterion": None,
@@ -68,19 +103,22 @@ def rank_state(rank: int, size: int = 2, world: int | None = None) -> State:
                 "num_updates": 40,
             }
         ],
-        "task_state": {},
+        "task_state": {"parameters": PARAMETERS},
         "extra_state": {
             "train_iterator": {"epoch": 2, "iterations_in_epoch": 5},
             "val_loss": 1.5,
             "ema": rank_model(rank, size),
         },
-        "last_optimizer_state": {"state": {0: torch.zeros(100)}},
+        "last_optimizer_state": rank_optimizer(rank, size),
     }
 
 
 def write_rank_files(folder: Path, states: Mapping[int, State]) -> dict[int, Path]:
-    """Write `checkpoint_last-rank-N.pt` for each rank; paths by rank."""
-    paths = {rank: folder / f"checkpoint_last-rank-{rank}.pt" for rank in states}
+    """Write `checkpoint_last-rank-N.pt`, N from each state's options; paths by rank."""
+    suffixes = {
+        rank: state["cfg"]["checkpoint"]["checkpoint_suffix"] for rank, state in states.items()
+    }
+    paths = {rank: folder / f"checkpoint_last{suffix}.pt" for rank, suffix in suffixes.items()}
     for rank, path in paths.items():
         torch.save(states[rank], path)
     return paths

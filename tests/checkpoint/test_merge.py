@@ -10,7 +10,8 @@ from fairseq import checkpoint_utils
 from omegaconf import OmegaConf
 
 from zcode_plugin.checkpoint import config, io
-from zcode_plugin.checkpoint.merge import MergeReport, bit_equal, merge
+from zcode_plugin.checkpoint.merge import MergeReport, merge
+from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
 
 
@@ -130,7 +131,7 @@ REFUSED = [
     (change_options, "{1} is of another run than {0}: their options differ"),
     (
         change_updates,
-        "{1} was saved after 41 updates but {0} after 40: merge files of one save",
+        "{1} was saved after 41 updates but {0} after 40: use files of one save",
     ),
     (
         change_sign_of_zero,

@@ -40,6 +40,28 @@ def put(options: Any, name: str, value: Any) -> None:
         setattr(options, name, value)
 
 
+def world_size(state: Mapping[str, Any]) -> int:
+    """Ranks of the run that saved the checkpoint."""
+    return int(get(section(state, "distributed_training"), "distributed_world_size", 1))
+
+
+def expert_parallel_size(state: Mapping[str, Any]) -> int:
+    """Ranks over which the experts of that run were spread."""
+    return int(get(section(state, "model"), "expert_parallel_size", 1))
+
+
+def set_layout(state: Mapping[str, Any], world: int, parallel: int, rank: int) -> None:
+    """Set the options that say how the experts are spread and which rank's file this is."""
+    model = section(state, "model")
+    put(model, "base_layers", 1 if parallel > 1 else 0)
+    put(model, "expert_parallel_size", parallel)
+    distributed = section(state, "distributed_training")
+    put(distributed, "distributed_world_size", world)
+    put(distributed, "distributed_rank", rank)
+    suffix = f"-rank-{rank}" if parallel > 1 else ""
+    put(section(state, "checkpoint"), "checkpoint_suffix", suffix)
+
+
 def num_updates(state: Mapping[str, Any]) -> int:
     """Updates that were done when the checkpoint was saved."""
     history = state.get("optimizer_history") or [{}]

@@ -7,7 +7,7 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,16 @@ def load_options(path: Path) -> dict[str, Any]:
     return _checked(state, path)
 
 
+def load_mapped(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as `load` does, but map its tensors where possible: they take no memory.
+
+    Raises:
+        UserError: as `load`.
+    """
+    _check_sums(path)
+    return load_options(path)
+
+
 def save(state: Mapping[str, Any], path: Path) -> int:
     """Write a checkpoint under a temporary name, then rename it.
 
@@ -61,18 +71,38 @@ def save(state: Mapping[str, Any], path: Path) -> int:
     Raises:
         UserError: it cannot be written; nothing is left behind.
     """
+    return save_all([(path, state)])
+
+
+def save_all(checkpoints: Iterable[tuple[Path, Mapping[str, Any]]]) -> int:
+    """Write checkpoints that belong together: none gets its name before all are written.
+
+    Args:
+        checkpoints: paths and states; a state is asked for when its turn comes.
+
+    Returns:
+        Their size in bytes.
+
+    Raises:
+        UserError: one cannot be written; nothing is left behind.
+    """
     import torch
 
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partials: dict[Path, Path] = {}
+    path = Path()
     try:
-        with partial.open("wb") as file:  # a path would put its name into the file
-            torch.save(dict(state), file)
-        os.replace(partial, path)
+        for path, state in checkpoints:
+            partials[path] = path.with_name(f".{path.name}.partial-{os.getpid()}")
+            with partials[path].open("wb") as file:  # a path would put its name into the file
+                torch.save(dict(state), file)
+        for path, partial in partials.items():
+            os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
     finally:
-        partial.unlink(missing_ok=True)
-    return path.stat().st_size
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+    return sum(path.stat().st_size for path in partials)
 
 
 def _fairseq_checkpoint_utils() -> Any:

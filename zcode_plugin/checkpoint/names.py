@@ -3,6 +3,8 @@
 A run that spreads experts over ranks writes `STEM-rank-R.pt` for each rank R, and `STEM.pt` is what
 all of them merge into. Expert entries are `LAYER.experts.N.PARAMETER`, where LAYER ends in
 `.moe_layer` and N is the expert's number over all ranks; the layer's gate has one row an expert.
+The optimizer sees the experts of a rank as stacks, one for each parameter, and knows those as
+`LAYER.experts.STACK`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ _RANK_FILE = re.compile(r"(?P<stem>.+)-rank-(?P<rank>\d+)\.pt")
 _EXPERT_KEY = re.compile(
     r"(?P<layer>.*\bmoe_layer)\.experts\.(?P<expert>\d+)\.(?P<parameter>.+)",
 )
+
+_STACK = re.compile(r"(?P<layer>.*\bmoe_layer)\.experts\.(?P<parameter>fc[12]_(?:weight|bias))")
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,24 @@ def parse_expert_key(key: str) -> ExpertKey | None:
     """The parts of an expert entry's name; None for the name of a shared entry."""
     match = _EXPERT_KEY.fullmatch(key)
     return ExpertKey(match["layer"], int(match["expert"]), match["parameter"]) if match else None
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A parameter of all experts of a layer that live on a rank, [experts, ...]."""
+
+    layer: str
+    parameter: str
+
+    def key(self, expert: int) -> str:
+        """The entry of one of its experts."""
+        return str(ExpertKey(self.layer, expert, self.parameter))
+
+
+def parse_stack(name: str) -> Stack | None:
+    """The parts of an expert parameter's name in a model; None for the name of a shared one."""
+    match = _STACK.fullmatch(name)
+    return Stack(match["layer"], match["parameter"].replace("_", ".")) if match else None
 
 
 def gate_key(layer: str) -> str:

@@ -48,6 +48,8 @@ class Verb:
 VERBS = (
     Verb("prepare", "raw text to SentencePiece model, shared dictionary and binarised data"),
     Verb("merge", "the files of all ranks to one checkpoint for fairseq-generate"),
+    Verb("reshard", "a checkpoint divided over another number of ranks, to train on"),
+    Verb("average", "the mean of several checkpoints of a run"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )

@@ -11,8 +11,8 @@ from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Merge the checkpoint files of all ranks (CKPT-rank-0.pt, CKPT-rank-1.pt, ...) into
 one, which stock fairseq-generate loads in one process."""
-EPILOG = """The optimizer's state is left out: to train on, give the merged file to fairseq-train
---finetune-from-model.
+EPILOG = """The optimizer's state is left out (zcode reshard keeps it): to train on, give the merged
+file to fairseq-train --finetune-from-model.
 
 example:
   zcode merge checkpoints/checkpoint_last-rank-0.pt

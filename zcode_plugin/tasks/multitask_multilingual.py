@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset, ListDa
 from fairseq.data.language_pair_dataset import collate
 from fairseq.tasks import FairseqTask, register_task
 from torch import Tensor
+from torch.nn import Parameter
 
+from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.data.corpora import prepend
 from zcode_plugin.data.languages import (
     Pair,
@@ -63,6 +66,7 @@ class MultitaskMultilingualTask(FairseqTask):
         self.direction = _direction(cfg)
         self.temperature = temperature(cfg)
         self.loader = CorpusLoader(cfg, dictionary, langs, pairs)
+        self._parameters: Callable[[], Iterable[tuple[str, Parameter]]] = tuple
 
     @classmethod
     @exits_on_user_error
@@ -226,9 +230,18 @@ class MultitaskMultilingualTask(FairseqTask):
 
     # Training
 
-    @exits_on_user_error
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        return super().build_model(cfg, from_checkpoint)
+        """Build the model; for training, also refuse checkpoints that it must not start from."""
+        # Not decorated: stock looks at this very signature before it says `from_checkpoint`.
+        return self._build_model(cfg, from_checkpoint)
+
+    @exits_on_user_error
+    def _build_model(self, cfg: Any, from_checkpoint: bool) -> Any:
+        model = super().build_model(cfg, from_checkpoint)
+        self._parameters = model.named_parameters
+        if not from_checkpoint:
+            check_start(cfg)
+        return model
 
     @exits_on_user_error
     def train_step(
@@ -252,8 +265,12 @@ class MultitaskMultilingualTask(FairseqTask):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What a translation run must agree with."""
-        return {"langs": self.langs, "lang_pairs": [str(pair) for pair in self.pairs]}
+        """What a translation run must agree with, and what the optimizer's numbers stand for."""
+        return {
+            "langs": self.langs,
+            "lang_pairs": [str(pair) for pair in self.pairs],
+            "parameters": [name for name, value in self._parameters() if value.requires_grad],
+        }
 
     @exits_on_user_error
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

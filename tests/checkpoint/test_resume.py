@@ -1,0 +1,183 @@
+"""What a run must not start from is refused on every rank, in the same words."""
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint.rank_files import State, rank_state, write_rank_files
+from distributed import run_ranks
+
+from zcode_plugin.checkpoint import io
+from zcode_plugin.checkpoint.resume import check_start
+from zcode_plugin.errors import UserError
+
+
+def told(rank: int, options: Namespace) -> str:
+    """What a rank is told; nothing where it may start."""
+    try:
+        check_start(options)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def start(folder: Path, world: int, **options: object) -> str:
+    """What all ranks of a run are told."""
+    given = {"save_dir": str(folder), "restore_file": "checkpoint_last.pt", **options}
+    first, *others = run_ranks(told, world, Namespace(**given))
+    assert all(other == first for other in others)
+    return first
+
+
+def write(folder: Path, world: int = 2, size: int = 2) -> dict[int, Path]:
+    folder.mkdir(exist_ok=True)
+    return write_rank_files(folder, {rank: rank_state(rank, size, world) for rank in range(world)})
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[int, Path]:
+    return write(tmp_path / "run")
+
+
+def test_a_whole_set_and_a_first_start_are_welcome(files: dict[int, Path], tmp_path: Path) -> None:
+    assert start(tmp_path / "run", 2, expert_parallel_size=2) == ""
+    write(tmp_path / "groups", world=4)
+    assert start(tmp_path / "groups", 4, expert_parallel_size=2) == ""
+    assert start(tmp_path / "new", 2, expert_parallel_size=2) == ""
+    assert start(tmp_path / "new", 1, expert_parallel_size=1) == ""
+    torch.save(rank_state(0, 1), tmp_path / "one.pt")
+    for finetune in (str(tmp_path / "one.pt"), None):
+        restore = "checkpoint_last.pt" if finetune else str(tmp_path / "one.pt")
+        size = {"expert_parallel_size": 2 if finetune else 1}
+        options = {"finetune_from_model": finetune, "restore_file": restore, **size}
+        assert start(tmp_path / "new", 2, **options) == ""
+
+
+def test_an_interrupted_save_is_completed(files: dict[int, Path], tmp_path: Path) -> None:
+    state = io.load(files[1])
+    files[1].rename(f"{files[1]}.tmp")
+    state["optimizer_history"][-1]["num_updates"] = 20
+    torch.save(state, files[1])
+    assert start(tmp_path / "run", 2, expert_parallel_size=2) == ""
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        "checkpoint_last-rank-0.pt",
+        "checkpoint_last-rank-1.pt",
+    ]
+
+
+def change(path: Path, how: Callable[[State], None]) -> None:
+    state = io.load(path)
+    how(state)
+    torch.save(state, path)
+
+
+def age(state: State) -> None:
+    state["optimizer_history"][-1]["num_updates"] = 20
+
+
+def retrain(state: State) -> None:
+    state["model"]["encoder.version"] += 1
+
+
+def forget(state: State) -> None:
+    del state["last_optimizer_state"]
+
+
+SPOILED = {
+    "missing": (
+        lambda files: files[1].unlink(),
+        "{1} is missing: the run had 2 ranks, each of which wrote a file",
+    ),
+    "too many": (
+        lambda files: files[1].with_name("checkpoint_last-rank-2.pt").touch(),
+        "{run}/checkpoint_last-rank-2.pt is of another run: this one had 2 ranks; move the file "
+        "away",
+    ),
+    "of another update": (
+        lambda files: change(files[1], age),
+        "{1} was saved after 20 updates but {0} after 40: use files of one save",
+    ),
+    "of another rank": (
+        lambda files: files[1].write_bytes(files[0].read_bytes()),
+        "{1} was saved as -rank-0: put the file of rank 1 in its place",
+    ),
+    "of another run": (
+        lambda files: change(files[1], retrain),
+        "{1} is of another run than {0}: their encoder.version differ; put the file of this run in "
+        "its place",
+    ),
+    "without optimizer": (
+        lambda files: change(files[0], forget),
+        "{0} holds no optimizer's state, as after zcode merge or --no-save-optimizer-state: add "
+        "--reset-optimizer to begin with a new one",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", SPOILED)
+def test_a_missing_or_foreign_file(files: dict[int, Path], tmp_path: Path, what: str) -> None:
+    spoil, message = SPOILED[what]
+    spoil(files)
+    expected = message.format(*files.values(), run=tmp_path / "run")
+    assert start(tmp_path / "run", 2, expert_parallel_size=2) == expected
+
+
+def test_another_whole_set_is_named(files: dict[int, Path], tmp_path: Path) -> None:
+    for path in files.values():
+        target = path.with_name(path.name.replace("_last", "_1_20"))
+        target.write_bytes(path.read_bytes())
+        change(target, age)
+    change(files[1], age)
+    assert start(tmp_path / "run", 2, expert_parallel_size=2) == (
+        f"{files[1]} was saved after 20 updates but {files[0]} after 40: use files of one save; "
+        f"--restore-file {tmp_path}/run/checkpoint_1_20.pt has the files of all ranks after 20 "
+        "updates"
+    )
+
+
+RESHARD = "zcode reshard {} --ranks {} --expert-parallel-size {} --out DIR"
+
+
+def test_a_run_of_another_layout(files: dict[int, Path], tmp_path: Path) -> None:
+    run, last = tmp_path / "run", tmp_path / "run" / "checkpoint_last.pt"
+    assert start(run, 4, expert_parallel_size=4) == (
+        f"{files[0]} is of a run on 2 ranks with --expert-parallel-size 2, and this one has 4 and "
+        f"4: divide it anew with {RESHARD.format(last, 4, 4)}"
+    )
+    for world in (1, 2):
+        assert start(run, world, expert_parallel_size=1) == (
+            f"{files[0]} and the like are of a run whose ranks had different experts, and this "
+            f"one has --expert-parallel-size 1: {RESHARD.format(files[0], world, 1)}"
+        )
+    torch.save(rank_state(0, 1), tmp_path / "one.pt")
+    restore = {"restore_file": str(tmp_path / "one.pt"), "reset_optimizer": True}
+    assert start(run, 2, expert_parallel_size=2, **restore) == (
+        f"{tmp_path}/one.pt is one file for all ranks, but with --expert-parallel-size 2 each has "
+        f"its own: divide it with {RESHARD.format(tmp_path / 'one.pt', 2, 2)}, or start from its "
+        "weights alone with --finetune-from-model"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"restore_file": "{run}/x.pt"}, "--restore-file {run}/x.pt: there is no such checkpoint"),
+        ({"restore_file": "{run}/checkpoint_last-rank-0.pt"},
+         "--restore-file {run}/checkpoint_last-rank-0.pt: give the name without -rank-0, each rank "
+         "adds its own"),
+        ({"restore_file": "a.pt.d/x.pt"},
+         "--restore-file a.pt.d/x.pt: the name must end in .pt and have no other .pt in it, or "
+         "stock does not find the files of ranks: rename the file or its folder"),
+        ({"save_dir": "none", "finetune_from_model": "{run}/checkpoint_last.pt"},
+         "--finetune-from-model {run}/checkpoint_last.pt: there is no such file; join its "
+         "rank files with zcode merge"),
+    ],
+)  # fmt: skip
+def test_names(
+    files: dict[int, Path], tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    run = tmp_path / "run"
+    given = {name: value.format(run=run) for name, value in options.items()}
+    assert start(run, 2, expert_parallel_size=2, **given) == message.format(run=run)

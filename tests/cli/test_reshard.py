@@ -1,0 +1,96 @@
+"""`zcode reshard` as users call it."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from checkpoint.rank_files import rank_state, write_rank_files
+
+from zcode_plugin.checkpoint import io
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[int, Path]:
+    return write_rank_files(tmp_path, {rank: rank_state(rank) for rank in range(2)})
+
+
+def test_writes_all_ranks_and_overwrites_only_when_forced(
+    zcode: Run, files: dict[int, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "four"
+    ended = zcode("reshard", files[1], "--ranks", "4", "--out", out)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    written = [out / f"checkpoint_last-rank-{rank}.pt" for rank in range(4)]
+    assert sorted(out.iterdir()) == written
+    sizes = [
+        f"{sum(path.stat().st_size for path in paths):,}" for paths in (files.values(), written)
+    ]
+    lines = ended.stdout.splitlines()
+    assert [line.rsplit(maxsplit=2) for line in lines[4:-2]] == [
+        ["ranks", "2", "4"],
+        ["expert parallel size", "2", "4"],
+        ["files", "2", "4"],
+        ["experts of a layer on a rank", "2", "1"],
+        ["epoch", "2", "2"],
+        ["batches of a rank in it", "5", "2"],
+        ["bytes", *sizes],
+    ]
+    assert lines[-2:] == [
+        "40 updates, 221 parameters, 2 MoE layers",
+        "5 batches of 2 ranks are no multiple of 4: the last 2 come a second time",
+    ]
+
+    written[1].write_text("precious", encoding="utf-8")
+    again = ("reshard", files[0], "--ranks", "4", "--out", out)
+    ended = zcode(*again)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"zcode reshard: error: {written[0]} exists: --force overwrites it, --out names another\n"
+    )
+    assert written[1].read_text(encoding="utf-8") == "precious"
+    assert zcode(*again, "--force").returncode == 0
+    assert io.load(written[1])["cfg"]["checkpoint"]["checkpoint_suffix"] == "-rank-1"
+
+    # One file for one rank, under the name asked for; a merged file has no optimizer.
+    assert zcode("merge", files[0]).returncode == 0
+    ended = zcode("reshard", tmp_path / "checkpoint_last.pt", "--ranks=1", "--out", out / "one.pt")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.endswith(
+        "without an optimizer's state, which the input lacks: train on with --reset-optimizer\n"
+    )
+    assert io.load(out / "one.pt")["cfg"]["model"].base_layers == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{none}.pt", "--ranks=1", "--out={new}"],
+         "there is no {none}.pt, nor {none}-rank-0.pt: name a checkpoint"),
+        (["{0}", "--ranks=0", "--out={new}"], "--ranks 0 is too small: give at least 1"),
+        (["{0}", "--ranks=2", "--out={dir}"],
+         "--out: {0} is one of the files to read; name another"),
+        (["{0}", "--ranks=2", "--out={new}-rank-0.pt"],
+         "--out {new}-rank-0.pt: give the name without -rank-0"),
+        (["{0}", "--ranks=2", "--out={none}/a/b/x.pt"],
+         "--out {none}/a/b/x.pt: there is no folder {none}/a; make it first"),
+        (["{0}", "--ranks=2", "--out={other}"],
+         "{other}/checkpoint_last-rank-2.pt is of a run with more ranks: move it away, or name "
+         "another --out"),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    zcode: Run, files: dict[int, Path], tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    places = {name: tmp_path / name for name in ("none", "new", "other")}
+    places["dir"] = tmp_path
+    places["other"].mkdir()
+    (places["other"] / "checkpoint_last-rank-2.pt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    ended = zcode("reshard", *(word.format(*files.values(), **places) for word in arguments))
+    assert ended.returncode == 2
+    assert ended.stderr == (f"zcode reshard: error: {message.format(*files.values(), **places)}\n")
+    assert sorted(tmp_path.rglob("*")) == before

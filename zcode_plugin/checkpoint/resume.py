@@ -1,0 +1,207 @@
+"""Looks at the checkpoint that a training run is about to start from, before stock loads it.
+
+Stock asks each rank for its own file alone. A rank that finds none starts with random experts
+beside others that resume, and files of other updates, runs or numbers of ranks are mixed without a
+word.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from zcode_plugin.checkpoint import config, io, names
+from zcode_plugin.checkpoint.gather import UNSET_BUFFER, check_ranks, check_same_save
+from zcode_plugin.checkpoint.tensors import bit_equal
+from zcode_plugin.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+_LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
+
+
+def check_start(options: Any) -> None:
+    """Refuse a checkpoint that this run must not start from; every rank must call it.
+
+    A save that was interrupted while its files got their names is completed. The first rank looks
+    for all.
+
+    Args:
+        options: of the run; fairseq hands a model without a dataclass all of them.
+
+    Raises:
+        UserError: on every rank, the same one.
+    """
+    if config.get(options, "save_dir") is None:
+        return
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    world = dist.get_world_size() if several else 1
+    problem: list[str | None] = [None]
+    if not several or dist.get_rank() == 0:
+        try:
+            _check(options, world)
+        except UserError as error:
+            problem = [str(error)]
+    if several:
+        dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise UserError(problem[0])
+
+
+def _check(options: Any, world: int) -> None:
+    restore = config.get(options, "restore_file", _LAST)
+    whole = Path(config.get(options, "save_dir")) / _LAST if restore == _LAST else Path(restore)
+    parallel = config.get(options, "expert_parallel_size", 1) if world > 1 else 1
+    if parallel > 1:
+        _check_name(whole, restore)
+    files = names.find_rank_files(whole)
+    if parallel > 1:
+        finish_save(whole, world)
+        files = names.find_rank_files(whole)
+    if not (files if parallel > 1 else whole.is_file()):
+        _check_first_start(options, whole, files, world, parallel)
+        return
+    first = _check_ranks_files(whole, files, world, parallel) if parallel > 1 else whole
+    state = io.load_options(first)
+    if not (state.get("last_optimizer_state") or config.get(options, "reset_optimizer")):
+        raise UserError(
+            f"{first} holds no optimizer's state, as after zcode merge or "
+            "--no-save-optimizer-state: add --reset-optimizer to begin with a new one"
+        )
+
+
+def _check_name(whole: Path, restore: str) -> None:
+    """Each rank's own name comes from putting -rank-N before `.pt`, wherever that stands."""
+    if names.rank_of(whole) is not None:
+        raise UserError(
+            f"--restore-file {restore}: give the name without -rank-{names.rank_of(whole)}, each "
+            "rank adds its own"
+        )
+    if restore.count(".pt") != 1 or not restore.endswith(".pt"):
+        raise UserError(
+            f"--restore-file {restore}: the name must end in .pt and have no other .pt in it, or "
+            "stock does not find the files of ranks: rename the file or its folder"
+        )
+
+
+def _check_first_start(
+    options: Any, whole: Path, files: Mapping[int, Path], world: int, parallel: int
+) -> None:
+    """There is no checkpoint of this layout; without finetuning nor may there be one of another."""
+    pretrained = config.get(options, "finetune_from_model")
+    if pretrained is not None and whole.name == _LAST:
+        if not Path(pretrained).is_file():
+            in_ranks = names.find_rank_files(Path(pretrained))
+            remedy = "join its rank files with zcode merge" if in_ranks else "name another"
+            raise UserError(f"--finetune-from-model {pretrained}: there is no such file; {remedy}")
+        return
+    reshard = f"zcode reshard {{}} --ranks {world} --expert-parallel-size {parallel} --out DIR"
+    if whole.is_file():
+        raise UserError(
+            f"{whole} is one file for all ranks, but with --expert-parallel-size {parallel} each "
+            f"has its own: divide it with {reshard.format(whole)}, or start from its weights "
+            "alone with --finetune-from-model"
+        )
+    if files:
+        first = next(iter(files.values()))
+        raise UserError(
+            f"{first} and the like are of a run whose ranks had different experts, and this one "
+            f"has --expert-parallel-size 1: {reshard.format(first)}"
+        )
+    if whole.name != _LAST:
+        raise UserError(f"--restore-file {whole}: there is no such checkpoint")
+
+
+def _check_ranks_files(whole: Path, files: Mapping[int, Path], world: int, parallel: int) -> Path:
+    """The files are all ranks' of one save of this layout; the first of them."""
+    first = next(iter(files.values()))
+    state = io.load_options(first)
+    saved = config.world_size(state), config.expert_parallel_size(state)
+    if saved != (world, parallel):
+        raise UserError(
+            f"{first} is of a run on {saved[0]} ranks with --expert-parallel-size {saved[1]}, and "
+            f"this one has {world} and {parallel}: divide it anew with zcode reshard {whole} "
+            f"--ranks {world} --expert-parallel-size {parallel} --out DIR"
+        )
+    try:
+        check_ranks(list(files.values()), state)
+        shared = _shared_vectors(state)
+        for rank, path in files.items():
+            part = io.load_options(path)
+            check_same_save(state, first, part, path)
+            _check_own(part, path, rank)
+            for key, value in _shared_vectors(part).items():
+                if not bit_equal(value, shared.get(key)):
+                    raise UserError(
+                        f"{path} is of another run than {first}: their {key} differ; put the file "
+                        "of this run in its place"
+                    )
+    except UserError as error:
+        raise UserError(f"{error}{_other_set(whole, world)}") from None
+    return first
+
+
+def _check_own(state: Mapping[str, Any], path: Path, rank: int) -> None:
+    suffix = config.get(config.section(state, "checkpoint"), "checkpoint_suffix")
+    if suffix != f"-rank-{rank}":
+        raise UserError(f"{path} was saved as {suffix}: put the file of rank {rank} in its place")
+
+
+def _shared_vectors(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Biases and norms outside of experts: small, and the same in no two runs."""
+    return {
+        key: value
+        for key, value in state["model"].items()
+        if value.dim() == 1
+        and names.parse_expert_key(key) is None
+        and not key.endswith(UNSET_BUFFER)
+    }
+
+
+def _other_set(whole: Path, world: int) -> str:
+    """Names the newest whole set beside, if there is one."""
+    sets = []
+    for path in whole.parent.glob("*-rank-0.pt"):
+        files = names.find_rank_files(path)
+        if list(files) == list(range(world)) and names.without_rank(path) != whole:
+            updates = {_updates(file) for file in files.values()}
+            if len(updates) == 1 and None not in updates:
+                sets.append((updates.pop(), names.without_rank(path)))
+    if not sets:
+        return ""
+    updates_done, other = max(sets)
+    return f"; --restore-file {other} has the files of all ranks after {updates_done} updates"
+
+
+def _updates(path: Path) -> int | None:
+    """Updates done at the time of a checkpoint; None where there is no whole file."""
+    try:
+        return config.num_updates(io.load_options(path))
+    except UserError:
+        return None
+
+
+def finish_save(whole: Path, world: int) -> None:
+    """Complete a save that ended while its files got their names; see `zcode_mends.saving`.
+
+    All files were whole then. Those that have no name yet are those of the newest update, under
+    their temporary names; a mixture that is anything else stays as it is.
+    """
+    updates = {names.with_rank(whole, rank): -1 for rank in range(world)}
+    for path in updates:
+        if path.is_file():
+            found = _updates(path)
+            updates[path] = -1 if found is None else found
+    newest = max(updates.values())
+    behind = [path for path, number in updates.items() if number < newest]
+    partials = [path.with_name(f"{path.name}.tmp") for path in behind]
+    if not behind or any(_updates(partial) != newest for partial in partials):
+        return
+    for partial, path in zip(partials, behind, strict=True):
+        os.replace(partial, path)
+    logger.warning("completed the interrupted save of %s after %d updates", whole, newest)
