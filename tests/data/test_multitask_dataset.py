@@ -27,6 +27,7 @@ class Numbered:
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {
+        "id": torch.tensor([sample["id"] for sample in samples]),
         "rows": sorted(int(sample["source"][0]) for sample in samples),
         "keys": sorted(tuple(sample["target"].tolist()) for sample in samples),
     }
@@ -36,7 +37,7 @@ def build(joint: bool = True, temperature: float | None = 1.0, **sizes: list[int
     streams = [
         Stream(name, [Numbered(name, lengths)], temperature) for name, lengths in sizes.items()
     ]
-    return MultitaskDataset(streams, collate, seed=1, joint=joint)
+    return MultitaskDataset(streams, collate, lambda: {"ntokens": 0}, seed=1, joint=joint)
 
 
 def batches(dataset: MultitaskDataset, max_tokens: int = 40) -> list[dict[str, Any]]:
@@ -123,3 +124,16 @@ def test_corpora_share_an_epoch_by_temperature(temperature: float) -> None:
     share = np.bincount(stream.corpus_of) / 1000
     expected = 900 ** (1 / temperature) / (900 ** (1 / temperature) + 100 ** (1 / temperature))
     assert share[0] == pytest.approx(expected, abs=0.001)
+
+
+def test_a_rank_without_a_batch_gets_one_without_targets() -> None:
+    empty = {"ntokens": 0, "corpora": []}
+    assert build(mt=[5], dae=[5]).collater([]) == {"mt": empty, "dae": empty}
+    assert build(joint=False, mt=[5], dae=[5]).collater([]) == {"mt": empty}
+
+
+def test_sentences_know_their_corpus() -> None:
+    corpora = [Numbered("aa-bb", [5] * 3), Numbered("bb-aa", [5] * 3)]
+    dataset = MultitaskDataset([Stream("mt", corpora, None)], collate, dict, seed=1, joint=False)
+    batch = dataset.collater([dataset[index] for index in (0, 4, 2)])["mt"]
+    assert batch["corpora"] == ["aa-bb", "bb-aa", "aa-bb"]

@@ -149,8 +149,11 @@ class MoETransformer(TransformerModel):
             UserError: a flag that is out of range or does not fit the world size.
         """
         moe = MoEConfig.from_namespace(args)
-        check(moe, expert_layout(moe, args.encoder_layers, args.decoder_layers))
-        topology = expert_topology(moe.expert_parallel_size)
+        layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
+        check(moe, layout)
+        topology = expert_topology(
+            moe.expert_parallel_size, [count for side in layout.values() for count in side.values()]
+        )
         if topology.size > 1 and (args.encoder_layerdrop or args.decoder_layerdrop):
             raise UserError(
                 "--encoder-layerdrop and --decoder-layerdrop drop different layers on different "
