@@ -128,6 +128,39 @@ def log(output: str, tag: str, key: str) -> list[float]:
     return [float(entry[key]) for entry in entries if key in entry]
 
 
+def watch(folder: Path, rank: int) -> None:
+    """For `inside`: write down what the trainer knows of each update, before the log rounds it."""
+    from fairseq.trainer import Trainer
+
+    stock_reduce, stock_gather = Trainer._reduce_and_log_stats, Trainer._aggregate_logging_outputs
+    targets: list[int] = []
+
+    def gather(self, outputs, *args, **options):  # type: ignore[no-untyped-def]
+        targets.extend(int(output["ntokens"]) for output in outputs)
+        return stock_gather(self, outputs, *args, **options)
+
+    def reduce(self, outputs, sample_size, grad_norm=None):  # type: ignore[no-untyped-def]
+        total = {name: sum(float(output[name]) for output in outputs) for name in outputs[0]}
+        if grad_norm is not None:
+            entry = {
+                "update": self.get_num_updates(),
+                "loss": total["mt_loss"] / total["mt_ntokens"],
+                "norm": float(grad_norm),
+                "targets": targets,
+            }
+            with (folder / f"watch-{rank}").open("a") as file:
+                file.write(json.dumps(entry) + "\n")
+        targets.clear()
+        return stock_reduce(self, outputs, sample_size, grad_norm)
+
+    Trainer._aggregate_logging_outputs, Trainer._reduce_and_log_stats = gather, reduce
+
+
+def watched(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
+    """What `watch` wrote: an entry for each update, with the targets of the rank's own batches."""
+    return [json.loads(line) for line in (folder / f"watch-{rank}").read_text().splitlines()]
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

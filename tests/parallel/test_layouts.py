@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import train
+from ranks import train, watch, watched
 from torch import Tensor
 from toy import EXACT
 
@@ -38,33 +37,8 @@ class Run:
 
     losses: Tensor
     norms: Tensor
-    targets: list[Tensor]
+    targets: list[list[list[int]]]
     weights: dict[str, Tensor]
-
-
-def watch(folder: Path, rank: int) -> None:
-    """Write down what stock's trainer knows of each update, before it is rounded for the log."""
-    from fairseq.trainer import Trainer
-
-    stock_reduce, stock_gather = Trainer._reduce_and_log_stats, Trainer._aggregate_logging_outputs
-    targets: list[int] = []
-
-    def gather(self, outputs, *args, **options):  # type: ignore[no-untyped-def]
-        targets.extend(int(output["ntokens"]) for output in outputs)
-        return stock_gather(self, outputs, *args, **options)
-
-    def reduce(self, outputs, sample_size, grad_norm=None):  # type: ignore[no-untyped-def]
-        total = {name: sum(float(output[name]) for output in outputs) for name in outputs[0]}
-        entry = {
-            "loss": total["mt_loss"] / total["mt_ntokens"], "norm": float(grad_norm),
-            "targets": targets,
-        }  # fmt: skip
-        with (folder / f"watch-{rank}").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        targets.clear()
-        return stock_reduce(self, outputs, sample_size, grad_norm)
-
-    Trainer._aggregate_logging_outputs, Trainer._reduce_and_log_stats = gather, reduce
 
 
 def run_layout(data: Path, folder: Path, world: int, size: int, *options: object) -> Run:
@@ -74,10 +48,7 @@ def run_layout(data: Path, folder: Path, world: int, size: int, *options: object
         data, folder / "save", *OPTIONS, "--update-freq", BATCHES // world,
         "--expert-parallel-size", size, *options, world=world, inside=partial(watch, folder),
     )  # fmt: skip
-    entries = [
-        [json.loads(line) for line in (folder / f"watch-{rank}").read_text().splitlines()]
-        for rank in range(world)
-    ]
+    entries = [watched(folder, rank) for rank in range(world)]
     last = folder / "save" / "checkpoint_last.pt"
     weights: dict[str, Tensor] = {}
     for path in names.find_rank_files(last).values() if size > 1 else [last]:
@@ -85,7 +56,7 @@ def run_layout(data: Path, folder: Path, world: int, size: int, *options: object
     return Run(
         losses=torch.tensor([entry["loss"] for entry in entries[0]], dtype=torch.float64),
         norms=torch.tensor([entry["norm"] for entry in entries[0]], dtype=torch.float64),
-        targets=[torch.tensor([entry["targets"] for entry in rank]) for rank in entries],
+        targets=[[entry["targets"] for entry in rank] for rank in entries],
         weights={key: value for key, value in weights.items() if "_float_tensor" not in key},
     )
 
@@ -109,7 +80,7 @@ def test_ten_updates_equal_those_of_one_process(
     run = run_layout(reversal, tmp_path / "run", world, size, *COMPARABLE)
     assert len(single.losses) == UPDATES
     assert single.norms.min() > CLIP, "not every update was clipped"
-    assert not torch.equal(run.targets[0], run.targets[1]), "the ranks' batches were alike"
+    assert run.targets[0] != run.targets[1], "the ranks' batches were alike"
     torch.testing.assert_close(run.losses, single.losses, rtol=0, atol=1e-5)
     torch.testing.assert_close(run.norms, single.norms, rtol=0, atol=1e-5)
     assert run.weights.keys() == single.weights.keys()
@@ -128,3 +99,22 @@ def test_a_layout_repeats_itself_bit_for_bit(
     assert torch.equal(one.norms, other.norms)
     for key, weight in one.weights.items():
         assert torch.equal(other.weights[key], weight), key
+
+
+@pytest.mark.parametrize(("world", "size"), slow_unless(lambda world, size: world == 4 == size))
+@pytest.mark.parametrize("sentences", [16, 100])
+def test_ranks_without_a_batch(
+    reversal: Path, tmp_path: Path, world: int, size: int, sentences: int
+) -> None:
+    """200 sentences make 13 batches: a full update and one of 5; or 2, fewer than 4 ranks."""
+    options = (
+        "--train-subset", "test", "--batch-size", sentences, "--max-tokens", "3000",
+        "--max-update", "4", *COMPARABLE,
+    )  # fmt: skip
+    one = run_layout(reversal, tmp_path / "one", 1, 1, *options)
+    run = run_layout(reversal, tmp_path / "run", world, size, *options)
+    assert any(0 in targets for targets in run.targets[-1]), "the last rank never lacked a batch"
+    torch.testing.assert_close(run.losses, one.losses, rtol=0, atol=1e-5)
+    torch.testing.assert_close(run.norms, one.norms, rtol=0, atol=1e-5)
+    for key, weight in one.weights.items():
+        torch.testing.assert_close(run.weights[key], weight, rtol=0, atol=1e-5, msg=key)

@@ -22,7 +22,7 @@ from torch.distributed import distributed_c10d
 from zcode_plugin.errors import UserError
 
 # Within this time ranks that lost a connection wait for word of the others, in seconds.
-ROLL_CALL = 10.0
+ROLL_CALL = 5.0
 _LOST = "lost its connection"
 # gloo raises plain RuntimeErrors.
 _CONNECTION = re.compile(r"gloo/|nccl|connection (closed|reset)|broken pipe|timed out", re.I)
