@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import OPTIONS, Ranks
+from toy import command
 
 from zcode_plugin.parallel import faults
 
@@ -92,13 +93,18 @@ def in_save(fault: Fault) -> None:
 
 
 def start(
-    data: Path, folder: Path, place: Callable[[Fault], None] | None, fault: Fault, *options: object
+    data: Path,
+    folder: Path,
+    place: Callable[[Fault], None] | None,
+    fault: Fault,
+    *options: object,
+    victim: int = 1,
 ) -> Ranks:
-    """Two ranks, of which the second one fails."""
+    """Two ranks, of which one fails."""
 
     def inside(rank: int) -> None:
         os.environ["FAULT_TIME"] = str(folder / "fault-time")
-        if rank == 1 and place is not None:
+        if rank == victim and place is not None:
             place(fault)
 
     arguments = [data, *OPTIONS, "--save-dir", folder / "save", *RUN, *options]
@@ -161,6 +167,47 @@ def test_a_rank_is_killed(
     assert again.exit_codes(120) == [0, 0], again.output(0)[-3000:] + again.output(1)[-3000:]
     assert "@ 5 updates" in again.output(0)
     assert '"num_updates": "12"' in again.output(0)
+
+
+@pytest.mark.parametrize("fault", [raise_value_error, die])
+def test_the_rank_that_holds_the_store_fails(reversal: Path, tmp_path: Path, fault: Fault) -> None:
+    """Without torchrun rank 0 holds the store, and takes its words with it."""
+    ranks = start(reversal, tmp_path, in_all_to_all, fault, "--disable-validation", victim=0)
+    codes, seconds = end(ranks, tmp_path)
+    assert codes[1] == 1
+    assert seconds < BOUND
+    assert "rank 1 of 2 lost its connection: rank 0 gave no sign" in ranks.output(1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (raise_value_error, "rank 1 of 2 failed: update 8: ValueError: a bad sentence"),
+        (die, "rank      : 1 (local_rank: 1)"),
+    ],
+)
+def test_under_torchrun(
+    reversal: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault, message: str
+) -> None:
+    """The fault comes with a user directory that imports the plugin's."""
+    (tmp_path / "faulty").mkdir()
+    (tmp_path / "faulty" / "__init__.py").write_text(
+        "import os, sys\n"
+        f"sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parent.parent)!r}]\n"
+        "import zcode_plugin, test_faults\n"
+        "if os.environ['RANK'] == '1':\n"
+        f"    test_faults.in_all_to_all(test_faults.{fault.__name__})\n"
+    )
+    monkeypatch.setenv("FAULT_TIME", str(tmp_path / "fault-time"))
+    done = command(
+        "fairseq-train", reversal, *OPTIONS, "--user-dir", tmp_path / "faulty", "--save-dir",
+        tmp_path / "save", *RUN, "--disable-validation", ranks=2,
+    )  # fmt: skip
+    seconds = time.time() - float((tmp_path / "fault-time").read_text())
+    assert done.returncode == 1
+    assert seconds < BOUND
+    assert message in done.stdout + done.stderr
 
 
 def test_a_rank_hangs(reversal: Path, tmp_path: Path) -> None:
