@@ -36,9 +36,13 @@ class TrainingTask(FairseqTask):
     _generator: Any = None
     _gathered: dict[str, Experts] | None = None
 
-    @exits_on_user_error
     def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
         """The model; for training, on as many ranks as its experts are spread over."""
+        # Not decorated: stock looks at this very signature before it says `from_checkpoint`.
+        return self._build_model(cfg, from_checkpoint)
+
+    @exits_on_user_error
+    def _build_model(self, cfg: Any, from_checkpoint: bool) -> Any:
         if dist.is_initialized():
             set_timeout(self.cfg.distributed_timeout, [None, get_global_group()])
             report_failures()
