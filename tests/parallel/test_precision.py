@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from ranks import log, train
+from ranks import OPTIONS, Ranks, log, train
 from toy import EXACT
 
 from zcode_plugin.errors import UserError
@@ -68,3 +68,45 @@ def test_one_flat_copy_of_all_weights_is_refused(copies: object) -> None:
     optimizer = SimpleNamespace(fp32_params=copies)
     with pytest.raises(UserError, match="--fp16-no-flatten-grads or --memory-efficient-fp16"):
         attach(optimizer, ExpertTopology(size=2))
+
+
+def _spoil_an_expert(rank: int) -> None:
+    """An infinite gradient in the third update, in one expert of the second rank."""
+    from zcode_plugin.tasks.training import TrainingTask
+
+    stock = TrainingTask.train_step
+
+    def train_step(self, sample, model, *args, **options):  # type: ignore[no-untyped-def]
+        result = stock(self, sample, model, *args, **options)
+        if rank == 1 and options["update_num"] == 2 and not hasattr(self, "spoilt"):
+            self.spoilt = True
+            model.encoder.layers[1].moe_layer.experts.fc1_weight.grad[0, 0, 0] = torch.inf
+        return result
+
+    TrainingTask.train_step = train_step
+
+
+def test_all_ranks_skip_an_overflow_of_one(reversal: Path, tmp_path: Path) -> None:
+    arguments = [
+        reversal, *OPTIONS, *RUN, "--expert-parallel-size", "2", *HALF[2],
+        "--save-dir", tmp_path,
+    ]  # fmt: skip
+    ranks = Ranks(arguments, 2, tmp_path / "logs", _spoil_an_expert)
+    assert ranks.exit_codes() == [0, 0]
+    scales = log(ranks.output(), "train_inner", "loss_scale")
+    assert scales == [16, 16, 8, 8, 8, 8]
+    assert all(0 < norm < 100 for norm in log(ranks.output(), "train_inner", "gnorm"))
+
+
+def test_all_ranks_stop_at_an_infinite_gradient_of_one(reversal: Path, tmp_path: Path) -> None:
+    arguments = [
+        reversal, *OPTIONS, *RUN, "--expert-parallel-size", "2", "--save-dir", tmp_path,
+    ]  # fmt: skip
+    ranks = Ranks(arguments, 2, tmp_path / "logs", _spoil_an_expert)
+    assert ranks.exit_codes() == [1, 1]
+    for rank in (0, 1):
+        assert (
+            f"rank {rank} of 2 failed: gradients of experts of rank 1 are infinite or NaN"
+        ) in ranks.output(rank)
+        assert not (tmp_path / "crash.pt").exists()
+        assert '"num_updates": "3"' not in ranks.output(rank)

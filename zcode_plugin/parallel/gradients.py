@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.parallel.faults import RankError
 from zcode_plugin.parallel.topology import ExpertTopology
 
 
@@ -62,7 +63,10 @@ def attach(optimizer: Any, topology: ExpertTopology) -> None:
                 dense_norm = aggregate_norm_fn(dense_norm)
             return add_expert_norm(dense_norm, optimizer_parameters(optimizer), topology)
 
-        return stock_clip(max_norm, aggregate_norm_fn=with_experts)
+        norm = stock_clip(max_norm, aggregate_norm_fn=with_experts)
+        if getattr(optimizer, "scaler", None) is None:  # a loss scaler skips such an update
+            refuse_unless_finite(norm, optimizer_parameters(optimizer))
+        return norm
 
     optimizer.all_reduce_grads = all_reduce_grads
     optimizer.clip_grad_norm = clip_grad_norm
@@ -103,3 +107,27 @@ def add_expert_norm(
     # An expert group holds every expert once; its replicas elsewhere hold the same gradients.
     dist.all_reduce(square, group=topology.group)
     return (dense_norm.float() ** 2 + square).sqrt()
+
+
+def refuse_unless_finite(norm: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """End the run on all ranks when a gradient is infinite or NaN, with the rank that it is on.
+
+    Stock would have every rank save the same `crash.pt`, and look for the place in another pass.
+
+    Args:
+        norm: the same on every rank.
+        parameters: those that the norm is of.
+
+    Raises:
+        RankError: the norm is not finite.
+    """
+    if torch.isfinite(norm):
+        return
+    grads = [p.grad for p in expert_parameters(parameters) if p.grad is not None]
+    spoilt = torch.tensor(float(not all(bool(grad.isfinite().all()) for grad in grads)))
+    spoilt = spoilt.to(norm.device)
+    spoilt_W = [torch.zeros_like(spoilt) for _ in range(dist.get_world_size())]
+    dist.all_gather(spoilt_W, spoilt)
+    ranks = [str(rank) for rank, flag in enumerate(spoilt_W) if flag]
+    where = f"experts of rank {', '.join(ranks)}" if ranks else "shared parameters"
+    raise RankError(f"gradients of {where} are infinite or NaN: lower --lr or --clip-norm")

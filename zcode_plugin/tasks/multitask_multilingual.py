@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fairseq import utils
 from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset, ListDataset
 from fairseq.data.language_pair_dataset import collate
@@ -156,7 +157,7 @@ class MultitaskMultilingualTask(TrainingTask):
 
     def _empty_batch(self) -> dict[str, Any]:
         """A batch of one sentence without words, whose end is no target."""
-        end = Tensor([self.dictionary.eos()]).long()
+        end = torch.tensor([self.dictionary.eos()])
         batch = self._collate([{"id": 0, "source": end, "target": end}])
         batch["target"].fill_(self.dictionary.pad())
         return {**batch, "id": batch["id"][:0], "nsentences": 0, "ntokens": 0}
