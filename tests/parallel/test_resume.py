@@ -38,7 +38,7 @@ def test_the_next_losses_are_those_of_the_run_that_was_not_killed(
     ranks.wait_for(f'"num_updates": "{update}"')
     for victim in victims:
         ranks.kill(victim)
-    assert 0 not in ranks.exit_codes(60)
+    assert 0 not in ranks.exit_codes()
     output = train(reversal, tmp_path / "save", *RUN, world=2, inside=partial(watch, tmp_path))
     losses = {entry["update"]: entry["loss"] for entry in watched(tmp_path)}
     assert f"@ {update - update % 5} updates" in output

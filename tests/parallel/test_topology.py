@@ -86,7 +86,7 @@ def test_a_run_that_does_not_fit_ends_with_one_line(
 ) -> None:
     arguments = [reversal, *OPTIONS, "--max-tokens", "300", "--save-dir", tmp_path, *options]
     ranks = Ranks(arguments, world, tmp_path / "logs")
-    assert ranks.exit_codes(60) == [2] * world
+    assert ranks.exit_codes() == [2] * world
     for rank in range(world):
         [line] = [line for line in ranks.output(rank).splitlines() if "error:" in line]
         assert message in line
