@@ -27,6 +27,7 @@ class Numbered:
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {
+        "id": torch.tensor([sample["id"] for sample in samples]),
         "rows": sorted(int(sample["source"][0]) for sample in samples),
         "keys": sorted(tuple(sample["target"].tolist()) for sample in samples),
     }
@@ -36,12 +37,17 @@ def build(joint: bool = True, temperature: float | None = 1.0, **sizes: list[int
     streams = [
         Stream(name, [Numbered(name, lengths)], temperature) for name, lengths in sizes.items()
     ]
-    return MultitaskDataset(streams, collate, seed=1, joint=joint)
+    return MultitaskDataset(streams, collate, lambda: {"ntokens": 0}, seed=1, joint=joint)
 
 
 def batches(dataset: MultitaskDataset, max_tokens: int = 40) -> list[dict[str, Any]]:
     sampler = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=max_tokens)
-    return [dataset.collater([dataset[index] for index in batch]) for batch in sampler]
+    made = [dataset.collater([dataset[index] for index in batch]) for batch in sampler]
+    # Without the tensors of ids: equality of batches is equality of rows and keys.
+    return [
+        {name: {key: part[key] for key in ("rows", "keys")} for name, part in batch.items()}
+        for batch in made
+    ]
 
 
 def test_every_batch_holds_every_objective_and_each_row_comes_once() -> None:
@@ -96,7 +102,7 @@ def test_an_objective_may_have_a_limit_of_its_own() -> None:
         Stream("mt", [Numbered("mt", [5] * 64)], 1.0),
         Stream("dae", [Numbered("dae", [5] * 64)], 1.0, max_tokens=20),
     ]
-    dataset = MultitaskDataset(streams, collate, seed=1, joint=True)
+    dataset = MultitaskDataset(streams, collate, dict, seed=1, joint=True)
     for batch in batches(dataset):
         assert len(batch["mt"]["rows"]) == 8
         assert len(batch["dae"]["rows"]) == 4
@@ -123,3 +129,16 @@ def test_corpora_share_an_epoch_by_temperature(temperature: float) -> None:
     share = np.bincount(stream.corpus_of) / 1000
     expected = 900 ** (1 / temperature) / (900 ** (1 / temperature) + 100 ** (1 / temperature))
     assert share[0] == pytest.approx(expected, abs=0.001)
+
+
+def test_a_rank_without_a_batch_gets_one_without_targets() -> None:
+    empty = {"ntokens": 0, "corpora": []}
+    assert build(mt=[5], dae=[5]).collater([]) == {"mt": empty, "dae": empty}
+    assert build(joint=False, mt=[5], dae=[5]).collater([]) == {"mt": empty}
+
+
+def test_sentences_know_their_corpus() -> None:
+    corpora = [Numbered("aa-bb", [5] * 3), Numbered("bb-aa", [5] * 3)]
+    dataset = MultitaskDataset([Stream("mt", corpora, None)], collate, dict, seed=1, joint=False)
+    batch = dataset.collater([dataset[index] for index in (0, 4, 2)])["mt"]
+    assert batch["corpora"] == ["aa-bb", "bb-aa", "aa-bb"]

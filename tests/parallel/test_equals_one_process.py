@@ -112,8 +112,8 @@ def _rank_gradients(rank: int, arguments: list[str], world: int) -> tuple[float,
     for name, parameter in model.named_parameters():
         grad = parameter.grad / totals[1].float()
         if hasattr(parameter, "expert"):
-            # The trainer multiplies all gradients by the world size, and averages shared ones.
-            for index, row in enumerate(grad * world):
+            # The trainer would average shared and expert gradients, and multiply all by world.
+            for index, row in enumerate(grad):
                 grads[f"{name}.{rank * len(grad) + index}"] = row
         elif name.endswith(("fc1_weight", "fc2_weight", "fc1_bias", "fc2_bias")):
             grads.update({f"{name}.{index}": row for index, row in enumerate(grad)})

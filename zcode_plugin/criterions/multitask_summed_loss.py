@@ -97,7 +97,7 @@ class MultitaskSummedLoss(FairseqCriterion):
         gate_losses = self._gate_losses(stats, self.gate_loss_wt if has_balance_loss else 0.0)
         total = torch.stack(losses).sum() + sample_size * gate_losses
         for name, value in log_values([layer for part in stats for layer in part]).items():
-            logs[name] = value
+            logs[name] = value * bool(logs["ntokens"])  # what stands in for no batch counts nothing
         logs["sample_size"] = sample_size
         return total, sample_size, logs
 
@@ -176,7 +176,7 @@ def _log_objective(
     logs[f"{objective.name}_ntokens"] = batch["ntokens"]
     logs[f"{objective.name}_weight"] = objective.weight * batch["ntokens"]
     logs["ntokens"] += batch["ntokens"]
-    logs["nsentences"] += batch["target"].size(0)
+    logs["nsentences"] += batch["nsentences"]
 
 
 def _weighted_sum(meters: Any, names: list[str]) -> float:

@@ -61,20 +61,26 @@ class Stream:
             [getattr(corpus, name)[part] for corpus, part in zip(self.corpora, rows, strict=True)]
         )
 
+    def corpus(self, index: int) -> Corpus:
+        """Where an example of the epoch is from."""
+        return self.corpora[self.corpus_of[index]]
+
     def example(self, index: int, key: tuple[int, ...]) -> Example:
-        corpus = self.corpora[self.corpus_of[index]]
-        return corpus.example(int(self.row_of[index]), (*key, index))
+        return self.corpus(index).example(int(self.row_of[index]), (*key, index))
 
 
 class MultitaskDataset(FairseqDataset):
     """Examples of several objectives; a training batch holds a part of each.
 
     A collated batch maps the name of each objective in it to a batch as fairseq's
-    `LanguagePairDataset` collates it, in the fixed order of the objectives.
+    `LanguagePairDataset` collates it, in the fixed order of the objectives, with one more entry:
+    `corpora`, the name of each sentence's corpus. A rank that has no batch where others have one
+    gets a batch without targets, so that it takes part in what ranks do together.
 
     Args:
         streams: one for each objective, in the fixed order; the first one's size is the epoch's.
         collate: makes a batch from a list of examples.
+        empty: makes a batch without targets.
         seed: of sampling, shuffling and noise, together with the epoch.
         joint: True for training. False puts each objective's batches after another (validation).
     """
@@ -83,6 +89,7 @@ class MultitaskDataset(FairseqDataset):
         self,
         streams: Sequence[Stream],
         collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+        empty: Callable[[], dict[str, Any]],
         *,
         seed: int,
         joint: bool,
@@ -90,6 +97,7 @@ class MultitaskDataset(FairseqDataset):
         super().__init__()
         self.streams = list(streams)
         self.collate = collate
+        self.empty = empty
         self.seed = seed
         self.joint = joint
         self.epoch = 0
@@ -116,11 +124,16 @@ class MultitaskDataset(FairseqDataset):
         return {"id": row, "objective": number, **self.streams[number].example(row, key)}
 
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {
-            stream.name: self.collate(part)
-            for number, stream in enumerate(self.streams)
-            if (part := [sample for sample in samples if sample["objective"] == number])
-        }
+        if not samples:
+            streams = self.streams if self.joint else self.streams[:1]
+            return {stream.name: {**self.empty(), "corpora": []} for stream in streams}
+        batches = {}
+        for number, stream in enumerate(self.streams):
+            part = [sample for sample in samples if sample["objective"] == number]
+            if part:
+                batch = batches[stream.name] = self.collate(part)
+                batch["corpora"] = [stream.corpus(row).name for row in batch["id"].tolist()]
+        return batches
 
     def size(self, index: int) -> tuple[int, int]:
         number, _, row = _unpack(int(index))

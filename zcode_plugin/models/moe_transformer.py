@@ -149,8 +149,11 @@ class MoETransformer(TransformerModel):
             UserError: a flag that is out of range or does not fit the world size.
         """
         moe = MoEConfig.from_namespace(args)
-        check(moe, expert_layout(moe, args.encoder_layers, args.decoder_layers))
-        topology = expert_topology(moe.expert_parallel_size)
+        layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
+        check(moe, layout)
+        topology = expert_topology(
+            moe.expert_parallel_size, [count for side in layout.values() for count in side.values()]
+        )
         if topology.size > 1 and (args.encoder_layerdrop or args.decoder_layerdrop):
             raise UserError(
                 "--encoder-layerdrop and --decoder-layerdrop drop different layers on different "
@@ -166,7 +169,7 @@ class MoETransformer(TransformerModel):
         del args.moe, args.topology, model.args, model.cfg.moe, model.cfg.topology
         model.moe, model.topology, model.seed = moe, topology, getattr(args, "seed", 1)
         if topology.size > 1:
-            prepare_model(model, topology)
+            prepare_model(model)
         if moe.balance == "bias":
             model.balancer = LoadBalancer(_gates(model), moe.moe_bias_update_rate)
         return model

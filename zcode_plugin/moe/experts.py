@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from zcode_plugin.moe.feed_forward import Between, ExpertFeedForward
@@ -100,6 +102,18 @@ class Experts(nn.Module):
             Between(self.activation, dropout),
             self._gradient_storages,
         )
+
+    @torch.no_grad()
+    def gather(self, group: dist.ProcessGroup) -> Experts:
+        """Copies of the experts of all ranks of a group, by their numbers; all must call it."""
+        copy = deepcopy(self)
+        copy.num_local, copy.first = self.num_local * group.size(), 0
+        for mine in copy.parameters():
+            mine.requires_grad_(False)
+            parts = [torch.empty_like(mine) for _ in range(group.size())]
+            dist.all_gather(parts, mine.detach(), group=group)
+            mine.data = torch.cat(parts)
+        return copy
 
     def _stacks(self) -> list[tuple[str, nn.Parameter]]:
         stacks = (

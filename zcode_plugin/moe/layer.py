@@ -63,7 +63,7 @@ class MOELayer(FairscaleMOELayer):
         self.experts = local
         self.residual = residual
         self.gating_dropout = gating_dropout or GatingDropout()
-        self.group = group if self.world_size > 1 else None
+        self.group: dist.ProcessGroup | None = group if self.world_size > 1 else None
         if self.group is not None or is_foreign:
             for parameter in local.parameters():
                 # fairscale's and fairseq's mark of a parameter that ranks do not share.

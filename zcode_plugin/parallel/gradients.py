@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.parallel.faults import RankError
 from zcode_plugin.parallel.topology import ExpertTopology
 
 
@@ -25,13 +26,8 @@ def expert_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if hasattr(parameter, "expert")]
 
 
-def prepare_model(model: nn.Module, topology: ExpertTopology) -> None:
-    """Make data parallel wrappers leave experts alone, and scale their gradients; once a model.
-
-    The gradients of experts are divided by the world size as they arise.
-    """
-    for parameter in expert_parameters(model.parameters()):
-        parameter.register_hook(lambda grad: grad / topology.world_size)
+def prepare_model(model: nn.Module) -> None:
+    """Make data parallel wrappers leave experts alone."""
     # torch's DistributedDataParallel looks here for what it must not broadcast and reduce.
     model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
         name for name, parameter in model.named_parameters() if hasattr(parameter, "expert")
@@ -42,7 +38,7 @@ def attach(optimizer: Any, topology: ExpertTopology) -> None:
     """Make a fairseq optimizer treat experts rightly; for one instance, and only once.
 
     Its `all_reduce_grads`, which the trainer calls once per update after the last micro-batch,
-    sums expert gradients over their expert-data group. Its `clip_grad_norm` gets stock's own hook
+    averages expert gradients, see `reduce_expert_gradients`. Its `clip_grad_norm` gets stock's own hook
     for norms that are spread over ranks, so that the norm, clipping and the overflow check see
     all parameters and agree on all ranks.
     """
@@ -53,8 +49,7 @@ def attach(optimizer: Any, topology: ExpertTopology) -> None:
 
     def all_reduce_grads(module: nn.Module) -> None:
         stock_reduce(module)
-        if topology.data_group is not None:
-            reduce_expert_gradients(expert_parameters(module.parameters()), topology.data_group)
+        reduce_expert_gradients(expert_parameters(module.parameters()), topology)
 
     def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
         def with_experts(dense_norm: Tensor) -> Tensor:
@@ -62,7 +57,10 @@ def attach(optimizer: Any, topology: ExpertTopology) -> None:
                 dense_norm = aggregate_norm_fn(dense_norm)
             return add_expert_norm(dense_norm, optimizer_parameters(optimizer), topology)
 
-        return stock_clip(max_norm, aggregate_norm_fn=with_experts)
+        norm = stock_clip(max_norm, aggregate_norm_fn=with_experts)
+        if getattr(optimizer, "scaler", None) is None:  # a loss scaler skips such an update
+            refuse_unless_finite(norm, optimizer_parameters(optimizer))
+        return norm
 
     optimizer.all_reduce_grads = all_reduce_grads
     optimizer.clip_grad_norm = clip_grad_norm
@@ -84,12 +82,18 @@ def optimizer_parameters(optimizer: Any) -> list[nn.Parameter]:
     return list(optimizer.params if copies is None else copies)
 
 
-def reduce_expert_gradients(experts: list[nn.Parameter], group: dist.ProcessGroup) -> None:
-    """Sum each expert gradient over the ranks that hold the same expert."""
+def reduce_expert_gradients(experts: list[nn.Parameter], topology: ExpertTopology) -> None:
+    """Sum each expert gradient over the ranks that hold the same expert; divide by the world size.
+
+    In place and once an update: on experts, a copy costs as much as the gradient.
+    """
     for parameter in experts:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        dist.all_reduce(parameter.grad, group=group)
+        if parameter.grad is None and topology.data_group is not None:
+            parameter.grad = torch.zeros_like(parameter)  # a replica may have one
+        if parameter.grad is not None:
+            parameter.grad /= topology.world_size
+        if topology.data_group is not None:
+            dist.all_reduce(parameter.grad, group=topology.data_group)
 
 
 def add_expert_norm(
@@ -103,3 +107,27 @@ def add_expert_norm(
     # An expert group holds every expert once; its replicas elsewhere hold the same gradients.
     dist.all_reduce(square, group=topology.group)
     return (dense_norm.float() ** 2 + square).sqrt()
+
+
+def refuse_unless_finite(norm: Tensor, parameters: Iterable[nn.Parameter]) -> None:
+    """End the run on all ranks when a gradient is infinite or NaN, with the rank that it is on.
+
+    Stock would have every rank save the same `crash.pt`, and look for the place in another pass.
+
+    Args:
+        norm: the same on every rank.
+        parameters: those that the norm is of.
+
+    Raises:
+        RankError: the norm is not finite.
+    """
+    if torch.isfinite(norm):
+        return
+    grads = [p.grad for p in expert_parameters(parameters) if p.grad is not None]
+    spoilt = torch.tensor(float(not all(bool(grad.isfinite().all()) for grad in grads)))
+    spoilt = spoilt.to(norm.device)
+    spoilt_W = [torch.zeros_like(spoilt) for _ in range(dist.get_world_size())]
+    dist.all_gather(spoilt_W, spoilt)
+    ranks = [str(rank) for rank, flag in enumerate(spoilt_W) if flag]
+    where = f"experts of rank {', '.join(ranks)}" if ranks else "shared parameters"
+    raise RankError(f"gradients of {where} are infinite or NaN: lower --lr or --clip-norm")

@@ -20,14 +20,11 @@ def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, fl
             ranks.
         ignore: True for a batch that stands in for a missing one and must not count.
     """
-    names = [
-        name for name in sample if isinstance(sample[name], dict) and "ntokens" in sample[name]
-    ]
-    if len(names) < 2:
-        return dict.fromkeys(names, 1.0)
+    targets = target_counts(sample)
+    if len(targets) < 2:
+        return dict.fromkeys(targets, 1.0)
     counts = torch.tensor(
-        [0.0 if ignore else float(sample[name]["ntokens"]) for name in names],
-        dtype=torch.float64,
+        [0.0 if ignore else float(count) for count in targets.values()], dtype=torch.float64
     )
     if dist.is_initialized() and dist.get_world_size() > 1:
         if dist.get_backend() == "nccl":
@@ -36,5 +33,14 @@ def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, fl
     first, *_ = counts.tolist()
     return {
         name: first / count if count else 0.0
-        for name, count in zip(names, counts.tolist(), strict=True)
+        for name, count in zip(targets, counts.tolist(), strict=True)
+    }
+
+
+def target_counts(sample: dict[str, Any]) -> dict[str, int]:
+    """Targets of each objective of a batch."""
+    return {
+        name: batch["ntokens"]
+        for name, batch in sample.items()
+        if isinstance(batch, dict) and "ntokens" in batch
     }

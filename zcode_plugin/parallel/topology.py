@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 from zcode_plugin.errors import UserError
 
@@ -41,44 +44,54 @@ class ExpertTopology:
 
     def local_experts(self, num_experts: int) -> range:
         """Global numbers of the experts that live on this rank."""
-        if num_experts % self.size:
-            raise UserError(
-                f"--expert-parallel-size {self.size} does not divide --moe-expert-count "
-                f"{num_experts} (world size {self.world_size}): choose a size that divides both"
-            )
+        check_sizes(self.size, self.world_size, [num_experts])
         local = num_experts // self.size
         return range(self.rank * local, (self.rank + 1) * local)
 
 
-def expert_topology(size: int) -> ExpertTopology:
+def check_sizes(size: int, world: int, experts: Iterable[int]) -> None:
+    """Refuse an expert group that does not fit.
+
+    Args:
+        size: P, `--expert-parallel-size`.
+        world: number of ranks.
+        experts: number of experts of each MoE layer.
+
+    Raises:
+        UserError: P does not divide the world and the number of experts of every layer.
+    """
+    counts = sorted(set(experts))
+    if size < 1 or world % size or any(count % size for count in counts):
+        raise UserError(
+            f"--expert-parallel-size {size} must divide the world size {world} and "
+            f"--moe-expert-count {','.join(map(str, counts)) or '(no MoE layer)'}: choose a "
+            "common divisor, or other numbers of ranks and experts"
+        )
+
+
+def expert_topology(size: int, experts: Iterable[int] = ()) -> ExpertTopology:
     """The topology of this process for `--expert-parallel-size`; all ranks must call it alike.
 
     Without an initialised process group, as in `fairseq-generate`, one process holds all experts
-    whatever `size` says.
+    whatever `size` says. The groups wait as long for their ranks as the default group does.
 
     Raises:
-        UserError: the size does not divide the world.
+        UserError: see `check_sizes`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return ExpertTopology()
+    check_sizes(size, dist.get_world_size(), experts)
     return _distributed_topology(size, dist.get_world_size(), dist.get_rank())
 
 
 @cache
 def _distributed_topology(size: int, world: int, rank: int) -> ExpertTopology:
-    if size < 1 or world % size:
-        raise UserError(
-            f"--expert-parallel-size {size} does not divide the world size {world}: "
-            f"choose a divisor of {world}"
-        )
     if size == 1:
         return ExpertTopology(data_size=world, data_group=dist.group.WORLD)
-    groups = [dist.new_group(list(range(start, start + size))) for start in range(0, world, size)]
+    groups = _new_groups([range(start, start + size) for start in range(0, world, size)])
     data_size = world // size
     data_groups = (
-        [dist.new_group(list(range(place, world, size))) for place in range(size)]
-        if data_size > 1
-        else None
+        _new_groups([range(place, world, size) for place in range(size)]) if data_size > 1 else None
     )
     return ExpertTopology(
         size=size,
@@ -87,3 +100,15 @@ def _distributed_topology(size: int, world: int, rank: int) -> ExpertTopology:
         data_size=data_size,
         data_group=data_groups[rank % size] if data_groups else None,
     )
+
+
+def _new_groups(members: Iterable[Iterable[int]]) -> list[dist.ProcessGroup]:
+    timeout = current_timeout()
+    return [dist.new_group(list(ranks), timeout=timeout) for ranks in members]
+
+
+def current_timeout() -> timedelta:
+    """How long collectives of the default group wait for a rank."""
+    default = distributed_c10d._get_default_group()
+    device = default._device_types[0]
+    return default._get_backend(device).options._timeout

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from fairseq.data.indexed_dataset import get_available_dataset_impl
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import ChoiceEnum
 from omegaconf import II, MISSING
 
 from zcode_plugin.data.noise import Noise
 from zcode_plugin.errors import UserError
+from zcode_plugin.tasks.bleu import EvalBleuConfig
 
 _Langtok = ChoiceEnum(["src", "tgt"])
 _Sampling = ChoiceEnum(["temperature", "uniform", "concat"])
@@ -20,7 +21,7 @@ _Implementation = ChoiceEnum(get_available_dataset_impl())
 
 
 @dataclass
-class MultitaskMultilingualConfig(FairseqDataclass):
+class MultitaskMultilingualConfig(EvalBleuConfig):
     """Flags of the task."""
 
     data: str = field(
@@ -120,6 +121,20 @@ class MultitaskMultilingualConfig(FairseqDataclass):
     )
     max_target_positions: int = field(
         default=1024, metadata={"help": "longest target sequence, in tokens"}
+    )
+    distributed_timeout: float = field(
+        default=600.0,
+        metadata={
+            "help": "seconds for which ranks wait for each other before the run ends; more than a "
+            "rank takes to save a checkpoint (default: what torch has for NCCL)"
+        },
+    )
+    check_replicas: int = field(
+        default=0,
+        metadata={
+            "help": "every N updates compare the weights of ranks that hold the same ones, bit for "
+            "bit, and end the run when they differ; 0 for never"
+        },
     )
     dataset_impl: Optional[_Implementation] = field(  # type: ignore[valid-type]
         default=II("dataset.dataset_impl"), metadata={"help": "format of the binarised data"}

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from fairseq import utils
 from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset, ListDataset
 from fairseq.data.language_pair_dataset import collate
 from fairseq.tasks import FairseqTask, register_task
 from torch import Tensor
-from torch.nn import Parameter
 
-from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.data.corpora import prepend
 from zcode_plugin.data.languages import (
     Pair,
     add_special_symbols,
+    language_token,
     pair_prefix,
     resolve_languages,
     stored_pairs,
@@ -26,16 +25,14 @@ from zcode_plugin.data.languages import (
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import parse_objectives, parse_token_budgets
 from zcode_plugin.errors import UserError, exits_on_user_error
-from zcode_plugin.parallel.balancing import follow_optimizer
-from zcode_plugin.parallel.gradients import attach
-from zcode_plugin.parallel.objectives import normalizers
-from zcode_plugin.parallel.topology import ExpertTopology
+from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, temperature
 from zcode_plugin.tasks.loading import CorpusLoader
+from zcode_plugin.tasks.training import TrainingTask
 
 
 @register_task("multitask_multilingual", dataclass=MultitaskMultilingualConfig)
-class MultitaskMultilingualTask(FairseqTask):
+class MultitaskMultilingualTask(TrainingTask):
     """Several objectives on many languages, in one model with one shared dictionary.
 
     Training batches map each objective's name to a batch of it, see `MultitaskDataset`. With `-s`
@@ -47,8 +44,6 @@ class MultitaskMultilingualTask(FairseqTask):
         langs: all languages, in the order that numbers their tokens.
         pairs: directions of the objective mt.
     """
-
-    cfg: MultitaskMultilingualConfig
 
     def __init__(
         self,
@@ -66,7 +61,8 @@ class MultitaskMultilingualTask(FairseqTask):
         self.direction = _direction(cfg)
         self.temperature = temperature(cfg)
         self.loader = CorpusLoader(cfg, dictionary, langs, pairs)
-        self._parameters: Callable[[], Iterable[tuple[str, Parameter]]] = tuple
+        if cfg.eval_bleu and self.direction is None:
+            self.bleu = BleuEvaluation(cfg, dictionary, [str(pair) for pair in pairs])
 
     @classmethod
     @exits_on_user_error
@@ -102,6 +98,10 @@ class MultitaskMultilingualTask(FairseqTask):
                 "with --joined-dictionary, or one --srcdict for all"
             )
         return cls.load_dictionary(str(paths[0]))
+
+    @property
+    def language_tokens(self) -> set[int]:
+        return {self.dictionary.index(language_token(lang)) for lang in self.langs}
 
     @property
     def source_dictionary(self) -> Dictionary:
@@ -140,8 +140,10 @@ class MultitaskMultilingualTask(FairseqTask):
             streams = [stream for stream in streams if stream.corpora]
         if not streams:
             raise UserError(f"{directory} has no data of the split {split} for any objective")
+        if self.bleu is not None and "mt" not in {stream.name for stream in streams}:
+            raise UserError(f"--eval-bleu: {directory} has no parallel data of the split {split}")
         self.datasets[split] = MultitaskDataset(
-            streams, self._collate, seed=self.cfg.seed, joint=is_train
+            streams, self._collate, self._empty_batch, seed=self.cfg.seed, joint=is_train
         )
 
     def _collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
@@ -152,6 +154,13 @@ class MultitaskMultilingualTask(FairseqTask):
             left_pad_source=self.cfg.left_pad_source,
             pad_to_multiple=self.cfg.required_seq_len_multiple,
         )
+
+    def _empty_batch(self) -> dict[str, Any]:
+        """A batch of one sentence without words, whose end is no target."""
+        end = torch.tensor([self.dictionary.eos()])
+        batch = self._collate([{"id": 0, "source": end, "target": end}])
+        batch["target"].fill_(self.dictionary.pad())
+        return {**batch, "id": batch["id"][:0], "nsentences": 0, "ntokens": 0}
 
     # Translation
 
@@ -228,40 +237,6 @@ class MultitaskMultilingualTask(FairseqTask):
             prefix_tokens = source.new_full((source.size(0), 1), token)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
-    # Training
-
-    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
-        """Build the model; for training, also refuse checkpoints that it must not start from."""
-        # Not decorated: stock looks at this very signature before it says `from_checkpoint`.
-        return self._build_model(cfg, from_checkpoint)
-
-    @exits_on_user_error
-    def _build_model(self, cfg: Any, from_checkpoint: bool) -> Any:
-        model = super().build_model(cfg, from_checkpoint)
-        self._parameters = model.named_parameters
-        if not from_checkpoint:
-            check_start(cfg)
-        return model
-
-    @exits_on_user_error
-    def train_step(
-        self,
-        sample: dict[str, Any],
-        model: Any,
-        criterion: Any,
-        optimizer: Any,
-        update_num: int,
-        ignore_grad: bool = False,
-    ) -> tuple[Tensor, Any, dict[str, Any]]:
-        """Stock's step; every rank weighs its objectives by the token counts of all ranks."""
-        attach(optimizer, getattr(model, "topology", ExpertTopology()))
-        balancer = getattr(model, "balancer", None)
-        if balancer is not None:
-            follow_optimizer(balancer, optimizer)
-            balancer.counting = not ignore_grad
-        criterion.normalizers = normalizers(sample, ignore=ignore_grad)
-        return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
-
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
@@ -269,7 +244,7 @@ class MultitaskMultilingualTask(FairseqTask):
         return {
             "langs": self.langs,
             "lang_pairs": [str(pair) for pair in self.pairs],
-            "parameters": [name for name, value in self._parameters() if value.requires_grad],
+            "parameters": self.trained_parameters,
         }
 
     @exits_on_user_error

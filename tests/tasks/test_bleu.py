@@ -1,0 +1,115 @@
+"""Translation inside validation: the same BLEU however many ranks share the work."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fairseq import tasks
+from ranks import log, train
+from toy import bleu, generate
+
+from zcode_plugin.checkpoint import names
+
+EVAL = (
+    "--eval-bleu", "--eval-bleu-args", '{"beam": 5, "max_len_b": 10}', "--batch-size-valid", "70",
+    "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric",
+)  # fmt: skip
+METRICS = ("valid_bleu", "valid_mt_bleu_aa-bb", "valid_mt_bleu_bb-aa", "valid_loss", "valid_mt_loss")
+
+
+def last(output: str) -> dict[str, float]:
+    return {key: log(output, "valid", key)[-1] for key in METRICS}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param([], id="encoder-token"),
+        pytest.param(["--decoder-langtok"], id="decoder-token", marks=pytest.mark.slow),
+    ],
+)
+def learnt(
+    request: pytest.FixtureRequest, reversal: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, float], list[str]]:
+    """A model of one process that has learnt a little, what it logged, and its options."""
+    folder = tmp_path_factory.mktemp("learnt") / "save"
+    output = train(
+        reversal, folder, "--max-tokens", "1000", "--max-update", "140", "--validate-interval", "99",
+        *EVAL, *request.param,
+    )  # fmt: skip
+    return folder / "checkpoint_best.pt", last(output), request.param
+
+
+def evaluated_on(
+    world: int, size: int, reversal: Path, folder: Path, learnt: tuple[Path, Any, list[str]]
+) -> dict[str, float]:
+    """Validation of the same weights on other ranks, after an update that changes nothing."""
+    checkpoint, _, options = learnt
+    folder.mkdir()
+    for rank in range(world):
+        shutil.copy(checkpoint, names.with_rank(folder / "start.pt", rank))
+    restored = folder / "start.pt" if size > 1 else names.with_rank(folder / "start.pt", 0)
+    output = train(
+        reversal, folder / "save", "--max-tokens", "1000", "--max-update", "1", "--lr", "0",
+        "--restore-file", restored, "--reset-optimizer", "--reset-lr-scheduler",
+        "--reset-dataloader", "--reset-meters", "--expert-parallel-size", size, *EVAL, *options,
+        world=world,
+    )  # fmt: skip
+    return last(output)
+
+
+def test_bleu_is_that_of_one_process_and_of_generate(
+    learnt: tuple[Path, dict[str, float], list[str]], reversal: Path, tmp_path: Path
+) -> None:
+    """200 sentences make 3 batches of 70: the last of 4 ranks has none of its own."""
+    checkpoint, one, options = learnt
+    assert one["valid_bleu"] > 1
+    assert one["valid_bleu"] == pytest.approx(
+        (one["valid_mt_bleu_aa-bb"] + one["valid_mt_bleu_bb-aa"]) / 2, abs=0.01
+    )
+    for world in (2, 4):
+        assert evaluated_on(world, world, reversal, tmp_path / str(world), learnt) == one
+    generated = generate(
+        reversal, checkpoint, "aa", "bb", "--gen-subset", "valid", "--beam", "5", *options
+    )
+    assert bleu(generated) == pytest.approx(one["valid_mt_bleu_aa-bb"], abs=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "size"), [(2, 1), (4, 2)])
+def test_bleu_in_other_layouts(
+    learnt: tuple[Path, dict[str, float], list[str]],
+    reversal: Path,
+    tmp_path: Path,
+    world: int,
+    size: int,
+) -> None:
+    assert evaluated_on(world, size, reversal, tmp_path / "run", learnt) == learnt[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--eval-bleu-args", "{beam: 4}"], "--eval-bleu-args {beam: 4} is no JSON object"),
+        (["--eval-bleu-args", "[4]"], "--eval-bleu-args [4] is no JSON object"),
+        (["--eval-bleu-detok", "none-such"], "--eval-bleu-detok none-such"),
+        (["--multitask", "dae"], "--eval-bleu: "),
+    ],
+)
+def test_mistakes_are_one_line(
+    configure: Callable[..., Any],
+    reversal: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    cfg = configure(reversal, "--eval-bleu", *options)
+    with pytest.raises(SystemExit) as stopped:
+        tasks.setup_task(cfg.task).load_dataset("valid")
+    assert stopped.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert message in line

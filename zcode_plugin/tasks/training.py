@@ -1,0 +1,147 @@
+"""What stock's trainer calls: updates and validation, with experts that live on several ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from fairseq.data import Dictionary
+from fairseq.distributed.utils import get_global_group
+from fairseq.tasks import FairseqTask
+from torch import Tensor
+
+from zcode_plugin.checkpoint.resume import check_start
+from zcode_plugin.errors import exits_on_user_error
+from zcode_plugin.moe.experts import Experts
+from zcode_plugin.moe.gathering import gather_experts, standing_in
+from zcode_plugin.parallel.balancing import follow_optimizer
+from zcode_plugin.parallel.faults import failing_together, report_failures, set_timeout
+from zcode_plugin.parallel.gradients import attach
+from zcode_plugin.parallel.objectives import normalizers, target_counts
+from zcode_plugin.parallel.replicas import check_replicas
+from zcode_plugin.parallel.topology import ExpertTopology, check_sizes
+from zcode_plugin.tasks.bleu import BleuEvaluation
+from zcode_plugin.tasks.config import MultitaskMultilingualConfig
+
+
+class TrainingTask(FairseqTask):
+    """The part of the task that trains.
+
+    Attributes:
+        bleu: translates validation batches; None without `--eval-bleu`.
+        trained_parameters: names, in the order in which the optimizer numbers them.
+    """
+
+    cfg: MultitaskMultilingualConfig
+    dictionary: Dictionary
+    bleu: BleuEvaluation | None = None
+    trained_parameters: Sequence[str] = ()
+    _generator: Any = None
+    _gathered: dict[str, Experts] | None = None
+
+    def build_model(self, cfg: Any, from_checkpoint: bool = False) -> Any:
+        """The model; for training, on as many ranks as its experts are spread over.
+
+        A checkpoint that the training must not start from is refused.
+        """
+        # Not decorated: stock looks at this very signature before it says `from_checkpoint`.
+        return self._build_model(cfg, from_checkpoint)
+
+    @exits_on_user_error
+    def _build_model(self, cfg: Any, from_checkpoint: bool) -> Any:
+        if dist.is_initialized():
+            set_timeout(self.cfg.distributed_timeout, [None, get_global_group()])
+            report_failures()
+        elif not from_checkpoint:
+            check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))
+        model = super().build_model(cfg, from_checkpoint)
+        self.trained_parameters = [
+            name for name, parameter in model.named_parameters() if parameter.requires_grad
+        ]
+        if not from_checkpoint:
+            check_start(cfg)
+        if self.bleu is not None:
+            self._generator = super().build_generator(
+                [model],
+                self.bleu.arguments,
+                extra_gen_cls_kwargs={"symbols_to_strip_from_output": self.language_tokens},
+            )
+        return model
+
+    @property
+    def language_tokens(self) -> set[int]:
+        """The numbers of all language tokens."""
+        raise NotImplementedError
+
+    @exits_on_user_error
+    def train_step(
+        self,
+        sample: dict[str, Any],
+        model: Any,
+        criterion: Any,
+        optimizer: Any,
+        update_num: int,
+        ignore_grad: bool = False,
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Stock's step; every rank weighs its objectives by the token counts of all ranks."""
+        self._gathered = None  # the weights are about to change
+        topology = _topology(model)
+        attach(optimizer, topology)
+        ignore_grad = ignore_grad or not any(target_counts(sample).values())
+        balancer = getattr(model, "balancer", None)
+        if balancer is not None:
+            follow_optimizer(balancer, optimizer)
+            balancer.counting = not ignore_grad
+        with failing_together(f"update {update_num + 1}", topology.size > 1):
+            criterion.normalizers = normalizers(sample, ignore=ignore_grad)
+            return super().train_step(
+                sample, model, criterion, optimizer, update_num, ignore_grad
+            )
+
+    @exits_on_user_error
+    def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
+        """Stock's step, and every `--check-replicas` updates a comparison of all replicas."""
+        super().optimizer_step(optimizer, model, update_num)
+        interval = self.cfg.check_replicas
+        if interval > 0 and (update_num + 1) % interval == 0:
+            check_replicas(model, _topology(model), update_num + 1)
+
+    @exits_on_user_error
+    def valid_step(
+        self, sample: dict[str, Any], model: Any, criterion: Any
+    ) -> tuple[Tensor, Any, dict[str, Any]]:
+        """Stock's step; with `--eval-bleu` translations, too, each rank by itself."""
+        with failing_together("validation", _topology(model).size > 1):
+            loss, sample_size, logs = super().valid_step(sample, model, criterion)
+            if self.bleu is not None:
+                logs.update(self._translate(sample, model))
+        return loss, sample_size, logs
+
+    def _translate(self, sample: dict[str, Any], model: Any) -> dict[str, int]:
+        assert self.bleu is not None
+        if self._gathered is None:
+            self._gathered = gather_experts(model)
+        batch = sample.get("mt")
+        if not batch or not batch["corpora"]:
+            return self.bleu.logs([], None, self.language_tokens)
+        prefix = batch["target"][:, :1] if self.cfg.decoder_langtok else None
+        with standing_in(model, self._gathered):
+            hypotheses = super().inference_step(self._generator, [model], batch, prefix)
+        return self.bleu.logs(hypotheses, batch, self.language_tokens)
+
+    def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
+        """Stock's metrics; and BLEU, in validation."""
+        super().reduce_metrics(logging_outputs, criterion)
+        if self.bleu is not None and any("_mt_bleu" in key for log in logging_outputs for key in log):
+            self.bleu.reduce(logging_outputs)
+
+
+def _topology(model: Any) -> ExpertTopology:
+    return getattr(model, "topology", ExpertTopology())
+
+
+def _counts(cfg: Any) -> list[int]:
+    """The numbers of experts, as far as they are numbers: `--moe-expert-count`."""
+    parts = str(getattr(cfg, "moe_expert_count", "")).split(",")
+    return [int(part) for part in parts if part.isdecimal()]
