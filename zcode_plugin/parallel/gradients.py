@@ -38,9 +38,9 @@ def attach(optimizer: Any, topology: ExpertTopology) -> None:
     """Make a fairseq optimizer treat experts rightly; for one instance, and only once.
 
     Its `all_reduce_grads`, which the trainer calls once per update after the last micro-batch,
-    averages expert gradients, see `reduce_expert_gradients`. Its `clip_grad_norm` gets stock's own hook
-    for norms that are spread over ranks, so that the norm, clipping and the overflow check see
-    all parameters and agree on all ranks.
+    averages expert gradients, see `reduce_expert_gradients`. Its `clip_grad_norm` gets stock's own
+    hook for norms that are spread over ranks, so that the norm, clipping and the overflow check
+    see all parameters and agree on all ranks.
     """
     if topology.size == 1 or getattr(optimizer, "expert_topology", None) is topology:
         return
