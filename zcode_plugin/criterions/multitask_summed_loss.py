@@ -15,7 +15,10 @@ from torch import Tensor
 
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.moe.load import labelled
-from zcode_plugin.moe.stats import LayerStats, log_values, reduce_log
+from zcode_plugin.moe.stats import LOG_SUMS, LayerStats, log_values, reduce_log
+
+# What is logged of the experts for each objective, too; the rest would only lengthen the lines.
+_PER_OBJECTIVE = ("moe_gate_loss", "overflow_expert1", "entropy_gating", "expert1_balance_top")
 
 
 @dataclass
@@ -48,6 +51,8 @@ class MultitaskSummedLoss(FairseqCriterion):
 
     In the logs, in bits per target: `loss` (the weighted sum, without gate losses), `nll_loss` and
     `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each.
+    The metrics of the experts are those of all objectives' passes; with several objectives
+    `OBJECTIVE_moe_gate_loss` and some more are those of its own passes.
 
     Attributes:
         normalizers: factor of each objective's summed loss, see `zcode_plugin.parallel.objectives`;
@@ -79,7 +84,8 @@ class MultitaskSummedLoss(FairseqCriterion):
         """
         batches = {"mt": sample} if "net_input" in sample else sample
         logs: dict[str, Any] = _empty_log(self.objectives)
-        losses, stats = [], []
+        losses: list[Tensor] = []
+        stats: dict[str, list[Tensor]] = {}
         for objective in self.objectives:
             if objective.name not in batches:
                 continue
@@ -88,16 +94,15 @@ class MultitaskSummedLoss(FairseqCriterion):
                 loss, nll_loss, layers = self._objective_loss(model, batch)
             factor = objective.weight * self.normalizers.get(objective.name, 1.0)
             losses.append(factor * loss)
-            stats.append(layers)
+            stats[objective.name] = layers
             _log_objective(logs, objective, batch, loss, nll_loss)
         sample_size = next(
             batches[item.name]["ntokens"] for item in self.objectives if item.name in batches
         )
         has_balance_loss = getattr(getattr(model, "moe", None), "balance", "loss") == "loss"
-        gate_losses = self._gate_losses(stats, self.gate_loss_wt if has_balance_loss else 0.0)
+        gate_losses = self._gate_losses([*stats.values()], self.gate_loss_wt if has_balance_loss else 0.0)
         total = torch.stack(losses).sum() + sample_size * gate_losses
-        for name, value in log_values([layer for part in stats for layer in part]).items():
-            logs[name] = value * bool(logs["ntokens"])  # what stands in for no batch counts nothing
+        self._log_experts(logs, stats)
         logs["sample_size"] = sample_size
         return total, sample_size, logs
 
@@ -115,6 +120,20 @@ class MultitaskSummedLoss(FairseqCriterion):
             ignore_index=self.padding_idx,
         )
         return loss, nll_loss, list(output[1].get("moe_stats", {}).values())
+
+    def _log_experts(self, logs: dict[str, Any], stats: dict[str, list[Tensor]]) -> None:
+        """Sums over layers, of all passes and, where there are several objectives, of each one's."""
+        counts = bool(logs["ntokens"])  # what stands in for no batch counts nothing
+        together = log_values([layer for layers in stats.values() for layer in layers])
+        for name, value in together.items():
+            logs[name] = value * counts
+        if len(self.objectives) < 2:
+            return
+        for objective in self.objectives:
+            own = log_values(stats.get(objective.name, []))
+            for name, value in together.items():
+                # Every rank has every key, whatever its batch holds.
+                logs[f"{objective.name}_{name}"] = own.get(name, torch.zeros_like(value)) * counts
 
     def _gate_losses(self, passes: list[list[Tensor]], balance_wt: float) -> Tensor:
         """Weighted balance and z-loss: mean over the layers of a pass, sum over passes."""
@@ -148,9 +167,13 @@ class MultitaskSummedLoss(FairseqCriterion):
         metrics.log_derived(
             "ppl", lambda meters: utils.get_perplexity(_first(meters, names)), priority=2
         )
-        if "moe_layer_tokens" in sums:
-            for name, value in reduce_log(sums).items():
-                metrics.log_scalar(name, value, sums["moe_layer_tokens"], round=3)
+        for prefix in ("", *(f"{name}_" for name in names)):
+            tokens = sums.get(f"{prefix}moe_layer_tokens", 0)
+            if tokens:
+                parts = {key: sums.get(f"{prefix}{key}", 0) for key in LOG_SUMS}
+                for name, value in reduce_log(parts).items():
+                    if not prefix or name in _PER_OBJECTIVE:
+                        metrics.log_scalar(f"{prefix}{name}", value, tokens, round=3)
 
     @staticmethod
     def logging_outputs_can_be_summed() -> bool:

@@ -17,6 +17,18 @@ _SCALARS = ("balance_loss", "z_loss", "tokens", "dropped", "entropy")
 # Share of the experts that "top" and "bottom" mean in the balance metrics, as in fairseq's MoE
 # branch, whose names these metrics bear.
 _SAMPLE_FRACTION = 0.2
+# What `log_values` gives and `reduce_log` takes.
+LOG_SUMS = (
+    "moe_layer_tokens",
+    "moe_assignments",
+    "moe_dropped",
+    "moe_gate_loss",
+    "moe_z_loss",
+    "entropy_gating",
+    "expert1_balance_top",
+    "expert1_balance_bottom",
+    "unused_expert1_count",
+)
 
 
 @dataclass(frozen=True)
