@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 
 RUN=${RUN:-runs/demo}
 LANGUAGES=ca,es,fr,gl,it,nl,pt,sv
-UPDATES=${UPDATES:-950}
+UPDATES=${UPDATES:-800}
 WARMUP=${WARMUP:-150}
 export OMP_NUM_THREADS=1  # one thread for each of the two ranks
 mkdir -p "$RUN"
@@ -18,7 +18,7 @@ step "1/5 corpus: $RUN/corpus"
 python examples/localisation/build_corpus.py --out "$RUN/corpus" --languages "$LANGUAGES"
 
 step "2/5 subwords, dictionary, binarised data: $RUN/data"
-zcode prepare --raw "$RUN/corpus/raw" --out "$RUN/data" --vocab-size 2000 \
+zcode prepare --raw "$RUN/corpus/raw" --out "$RUN/data" --vocab-size 8000 \
   --character-coverage 1
 
 step "3/5 training on 2 ranks with 4 experts each: $RUN/checkpoints"
@@ -30,7 +30,7 @@ else
     --multitask "mt:1,dae:0.3" --multitask-max-tokens "dae:128" \
     --encoder-langtok tgt --decoder-langtok \
     --sampling-method temperature --sampling-temperature 5 \
-    --arch moe_transformer_tiny --moe-expert-count 8 --expert-parallel-size 2 \
+    --arch moe_transformer_tiny --dropout 0 --moe-expert-count 8 --expert-parallel-size 2 \
     --moe-token-priority rts --moe-capacity-factor 1.25 \
     --criterion multitask_summed_loss --label-smoothing 0.1 --moe-gate-loss-wt 0.05 \
     --optimizer adam --adam-betas "(0.9, 0.98)" --clip-norm 1.0 \
