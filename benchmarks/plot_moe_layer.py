@@ -1,6 +1,8 @@
-"""Draws the results of `moe_layer.py`: time of forward and backward relative to the limit.
+"""Draws the results of `moe_layer.py`, and prints them as Markdown tables.
 
-python benchmarks/plot_moe_layer.py layer.json layer.png
+Both show the time of forward and backward relative to the limit.
+
+    python benchmarks/plot_moe_layer.py layer.json layer.png > layer.md
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -21,16 +24,55 @@ STYLES = ("o-", "s--", "^-.", "D:", "v-", "P--", "X-.", "*:")
 def main() -> None:
     source, target = map(Path, sys.argv[1:3])
     record = json.loads(source.read_text())
-    panels = sorted({(row["dtype"], row["k"]) for row in record["rows"]}, reverse=True)
-    figure, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
-    for axis, (dtype, k) in zip(axes[0], panels, strict=True):
-        rows = [row for row in record["rows"] if (row["dtype"], row["k"]) == (dtype, k)]
-        names = dict.fromkeys(row["contestant"] for row in rows)
-        for name, style in zip(names, STYLES, strict=False):
-            points = [
-                (row["experts"], row["step_x_limit"]) for row in rows if row["contestant"] == name
-            ]
-            axis.plot(*zip(*sorted(points), strict=True), style, label=name)
+    draw(record, target)
+    for dtype, k in panels(record):
+        print(markdown(record, dtype, k))
+
+
+def panels(record: dict[str, Any]) -> list[tuple[str, int]]:
+    return sorted({(row["dtype"], row["k"]) for row in record["rows"]}, reverse=True)
+
+
+def rows_by_contestant(
+    record: dict[str, Any], dtype: str, k: int
+) -> dict[str, dict[int, dict[str, Any]]]:
+    """Rows of a panel by contestant and number of experts."""
+    found: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in record["rows"]:
+        if (row["dtype"], row["k"]) == (dtype, k):
+            found.setdefault(row["contestant"], {})[row["experts"]] = row
+    return found
+
+
+def markdown(record: dict[str, Any], dtype: str, k: int) -> str:
+    """Wall time relative to the limit, CPU time in brackets; the limit in milliseconds."""
+    contestants = rows_by_contestant(record, dtype, k)
+    counts = sorted({count for rows in contestants.values() for count in rows})
+    lines = [
+        f"Top-{k}, {dtype}:",
+        "",
+        f"| x limit: wall (CPU) | {' | '.join(f'{count} experts' for count in counts)} |",
+        "|---" * (len(counts) + 1) + "|",
+    ]
+    for name, rows in contestants.items():
+        cells = [
+            f"{row['step_ms']:.0f} ms"
+            if name == "limit"
+            else f"{row['step_x_limit']:.2f} ({row['step_cpu_x_limit']:.2f})"
+            for row in (rows[count] for count in counts)
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
+def draw(record: dict[str, Any], target: Path) -> None:
+    both = panels(record)
+    figure, axes = plt.subplots(1, len(both), figsize=(5 * len(both), 4), squeeze=False)
+    for axis, (dtype, k) in zip(axes[0], both, strict=True):
+        contestants = rows_by_contestant(record, dtype, k)
+        for (name, rows), style in zip(contestants.items(), STYLES, strict=False):
+            counts = sorted(rows)
+            axis.plot(counts, [rows[count]["step_x_limit"] for count in counts], style, label=name)
         axis.set(title=f"top-{k}, {dtype}", xlabel="experts", ylabel="time / limit")
         axis.set_xscale("log", base=2)
         axis.set_yscale("log")
@@ -43,7 +85,6 @@ def main() -> None:
     )
     figure.tight_layout()
     figure.savefig(target, dpi=120)
-    print(target)
 
 
 if __name__ == "__main__":
