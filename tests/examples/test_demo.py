@@ -34,7 +34,7 @@ def bleu_by_direction(run_dir: Path) -> dict[str, tuple[float, float]]:
 
 
 @pytest.mark.slow
-def test_demo_beats_an_untrained_model_and_the_source_text_in_each_direction(tmp_path: Path) -> None:
+def test_demo_beats_an_untrained_model_and_the_source_in_each_direction(tmp_path: Path) -> None:
     demo(tmp_path / "demo")
     trained = bleu_by_direction(tmp_path / "demo")
     assert len(trained) == 16
