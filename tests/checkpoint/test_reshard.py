@@ -148,8 +148,8 @@ def test_what_cannot_be_divided_is_refused(
 @pytest.mark.parametrize(
     ("ranks", "parallel", "message"),
     [
-        (3, None, "--expert-parallel-size 3 does not divide --moe-expert-count 4 (world size 3): "
-         "choose a size that divides both"),
+        (3, None, "--expert-parallel-size 3 must divide the world size 3 and --moe-expert-count 4: "
+         "choose a common divisor, or other numbers of ranks and experts"),
         (4, 3, "--expert-parallel-size 3 does not divide --ranks 4: choose a divisor of 4"),
     ],
 )  # fmt: skip
