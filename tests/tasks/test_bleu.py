@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from fairseq import tasks
 from ranks import log, train
 from toy import bleu, generate
 
-from zcode_plugin.checkpoint import names
 
 EVAL = (
     "--eval-bleu", "--eval-bleu-args", '{"beam": 5, "max_len_b": 10}', "--batch-size-valid", "70",
@@ -49,14 +47,10 @@ def evaluated_on(
 ) -> dict[str, float]:
     """Validation of the same weights on other ranks, after an update that changes nothing."""
     checkpoint, _, options = learnt
-    folder.mkdir()
-    for rank in range(world):
-        shutil.copy(checkpoint, names.with_rank(folder / "start.pt", rank))
-    restored = folder / "start.pt" if size > 1 else names.with_rank(folder / "start.pt", 0)
     output = train(
         reversal, folder / "save", "--max-tokens", "1000", "--max-update", "1", "--lr", "0",
-        "--restore-file", restored, "--reset-optimizer", "--reset-lr-scheduler",
-        "--reset-dataloader", "--reset-meters", "--expert-parallel-size", size, *EVAL, *options,
+        "--finetune-from-model", checkpoint,
+        "--expert-parallel-size", size, *EVAL, *options,
         world=world,
     )  # fmt: skip
     return last(output)
