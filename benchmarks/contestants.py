@@ -68,7 +68,7 @@ def fairscale(shape: Shape) -> nn.Module | None:
         return None
     _single_process_group()
     experts = nn.ModuleList(feed_forward(shape.dim, shape.ffn) for _ in range(shape.experts))
-    return ThreeDimensions(MOELayer(Top2Gate(shape.dim, shape.experts), experts))
+    return ThreeDimensions(MOELayer(Top2Gate(shape.dim, shape.experts), experts), at=1)
 
 
 def deepspeed(shape: Shape, drop: bool = True) -> nn.Module:
@@ -103,14 +103,15 @@ def switch(shape: Shape) -> nn.Module | None:
 
 
 class ThreeDimensions(nn.Module):
-    """For layers that want [batch, length, dim]."""
+    """For layers that want [batch, length, dim]; `at` says which of the two is 1."""
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, at: int = 0):
         super().__init__()
         self.layer = layer
+        self.at = at
 
     def forward(self, x: Tensor) -> Tensor:
-        output = self.layer(x.unsqueeze(0))
+        output = self.layer(x.unsqueeze(self.at))
         return (output[0] if isinstance(output, tuple) else output).view_as(x)
 
 

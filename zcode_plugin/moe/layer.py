@@ -18,6 +18,7 @@ from zcode_plugin.moe.gate import Gate, GateOutput
 from zcode_plugin.moe.gating_dropout import GatingDropout, deal_out
 from zcode_plugin.moe.load import open_statistics
 from zcode_plugin.moe.residual import ResidualExpert
+from zcode_plugin.moe.rows import combine, dispatch, places
 from zcode_plugin.moe.slots import apply_slots
 from zcode_plugin.moe.stats import LayerStats
 
@@ -132,11 +133,12 @@ class MOELayer(FairscaleMOELayer):
         statistics = open_statistics()
         if statistics is not None:
             statistics.record(context, gated, padding_T)
-        x_AM = x_TM.index_select(0, gated.routing.token_A)
-        y_AM = self._apply_experts(x_AM, gated.routing.kept_E, gated.routing.kept)
-        y_AM = y_AM * gated.weight_A.to(y_AM.dtype).unsqueeze(1)
-        output_TM = torch.zeros_like(x_TM).index_add(0, gated.routing.token_A, y_AM)
-        return output_TM, gated.stats
+        routing = gated.routing
+        place_KT = places(routing, gated.expert_TK.size(1), x_TM.size(0))
+        x_AM = dispatch(x_TM, routing.token_A, place_KT)
+        y_AM = self._apply_experts(x_AM, routing.kept_E, routing.kept)
+        weight_A = gated.weight_A.to(y_AM.dtype)
+        return combine(y_AM, weight_A, routing.token_A, place_KT), gated.stats
 
     def _ignores_gate(self, context: CallContext | None) -> bool:
         probability = self.gating_dropout.probability
