@@ -140,9 +140,9 @@ CONTESTANTS: Mapping[str, Callable[[Shape], nn.Module | None]] = {
     "limit": Limit,
     "dense": dense,
     "ours": ours,
-    "ours, no drop": lambda shape: ours(shape, capacity_factor=0),
+    "ours dropless": lambda shape: ours(shape, capacity_factor=0),
     "fairscale": fairscale,
     "deepspeed": deepspeed,
-    "deepspeed, no drop": lambda shape: deepspeed(shape, drop=False),
+    "deepspeed dropless": lambda shape: deepspeed(shape, drop=False),
     "switch": switch,
 }

@@ -51,6 +51,7 @@ def main() -> None:
         "tokens": args.tokens,
         "dim": args.dim,
         "ffn": args.ffn,
+        "warm_up": args.warm_up,
         "rounds": args.rounds,
         "rows": rows,
     }
@@ -70,6 +71,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--dtypes", default="float32,bfloat16")
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=9)
+    # oneDNN compiles a bf16 product anew for each number of rows that it has not met.
+    add("--warm-up", type=int, default=10, help="rounds before those that count")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--only", help="contestants, comma-separated")
     add("--memory", action="store_true", help="peak memory too, each in a process of its own")
@@ -82,10 +85,10 @@ def time_all(shape: Shape, args: argparse.Namespace) -> list[Row]:
     """One table: every contestant of a shape, in turn."""
     layers = build_all(shape, args)
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in layers}
-    for round_number in range(args.rounds + 2):
+    for round_number in range(args.warm_up + args.rounds):
         for name, layer in layers.items():
             figures = time_once(layer, shape, args.device)
-            if round_number >= 2:
+            if round_number >= args.warm_up:
                 times[name].append(figures)
     rows = []
     for name, figures in times.items():
