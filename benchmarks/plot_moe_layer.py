@@ -17,8 +17,18 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-# Told apart without colour, too: each contestant has a marker and a dash pattern of its own.
-STYLES = ("o-", "s--", "^-.", "D:", "v-", "P--", "X-.", "*:")
+# Told apart without colour, too: each contestant has a marker and a dash pattern of its own, the
+# same in all panels.
+STYLES = {
+    "limit": "C7o-",
+    "dense": "C1s--",
+    "ours": "C2^-",
+    "ours dropless": "C2v:",
+    "fairscale": "C4P--",
+    "deepspeed": "C0X-.",
+    "deepspeed dropless": "C0*:",
+    "switch": "C3D-.",
+}
 
 
 def main() -> None:
@@ -66,22 +76,25 @@ def markdown(record: dict[str, Any], dtype: str, k: int) -> str:
 
 
 def draw(record: dict[str, Any], target: Path) -> None:
-    both = panels(record)
-    figure, axes = plt.subplots(1, len(both), figsize=(5 * len(both), 4), squeeze=False)
-    for axis, (dtype, k) in zip(axes[0], both, strict=True):
-        contestants = rows_by_contestant(record, dtype, k)
-        for (name, rows), style in zip(contestants.items(), STYLES, strict=False):
-            counts = sorted(rows)
-            axis.plot(counts, [rows[count]["step_x_limit"] for count in counts], style, label=name)
-        axis.set(title=f"top-{k}, {dtype}", xlabel="experts", ylabel="time / limit")
+    shown = panels(record)
+    rows = -(-len(shown) // 2)
+    figure, axes = plt.subplots(
+        rows, min(2, len(shown)), figsize=(5 * min(2, len(shown)), 4 * rows), squeeze=False
+    )
+    for axis, (dtype, k) in zip(axes.flat, shown, strict=False):
+        for name, by_count in rows_by_contestant(record, dtype, k).items():
+            counts = sorted(by_count)
+            ratios = [by_count[count]["step_x_limit"] for count in counts]
+            axis.plot(counts, ratios, STYLES[name], label=name)
+        axis.set(title=f"top-{k}, {dtype}", xlabel="experts", ylabel="time / limit", ylim=(0, 2))
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
+        axis.set_xticks(counts, map(str, counts))
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8, loc="lower left")
     figure.suptitle(
         f"MoE layer, forward + backward, {record['tokens']} tokens, d {record['dim']}, "
         f"ffn {record['ffn']} ({record['machine']}, {record['date'][:10]})",
-        fontsize=10,
+        fontsize=9,
     )
     figure.tight_layout()
     figure.savefig(target, dpi=120)

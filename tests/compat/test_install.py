@@ -83,7 +83,7 @@ def test_install_and_uninstall(source: Path, tmp_path: Path, editable: list[str]
 def test_hydra_1_0_and_omegaconf_2_0(source: Path, tmp_path: Path) -> None:
     """What pip before 24.1 installs for fairseq 0.12.2 by fairseq's own requirements."""
     python, _ = _environment(tmp_path / "environment")
-    old_pip = _run(python, "-m", "pip", "install", "pip<24.1")
+    old_pip = _run(python, "-m", "pip", "install", "pip<24.1", "setuptools>=70.1")
     assert old_pip.returncode == 0, old_pip.stderr
     pins = _run(python, "-m", "pip", "install", "hydra-core==1.0.7", "omegaconf==2.0.6")
     assert pins.returncode == 0, pins.stderr
