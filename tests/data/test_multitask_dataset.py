@@ -25,7 +25,7 @@ class Numbered:
         return {"source": torch.tensor([row]), "target": torch.tensor(key)}
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+def collate(objective: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "id": torch.tensor([sample["id"] for sample in samples]),
         "rows": sorted(int(sample["source"][0]) for sample in samples),
@@ -37,7 +37,7 @@ def build(joint: bool = True, temperature: float | None = 1.0, **sizes: list[int
     streams = [
         Stream(name, [Numbered(name, lengths)], temperature) for name, lengths in sizes.items()
     ]
-    return MultitaskDataset(streams, collate, lambda: {"ntokens": 0}, seed=1, joint=joint)
+    return MultitaskDataset(streams, collate, lambda _: {"ntokens": 0}, seed=1, joint=joint)
 
 
 def batches(dataset: MultitaskDataset, max_tokens: int = 40) -> list[dict[str, Any]]:
@@ -102,7 +102,7 @@ def test_an_objective_may_have_a_limit_of_its_own() -> None:
         Stream("mt", [Numbered("mt", [5] * 64)], 1.0),
         Stream("dae", [Numbered("dae", [5] * 64)], 1.0, max_tokens=20),
     ]
-    dataset = MultitaskDataset(streams, collate, dict, seed=1, joint=True)
+    dataset = MultitaskDataset(streams, collate, lambda _: {}, seed=1, joint=True)
     for batch in batches(dataset):
         assert len(batch["mt"]["rows"]) == 8
         assert len(batch["dae"]["rows"]) == 4
@@ -139,6 +139,8 @@ def test_a_rank_without_a_batch_gets_one_without_targets() -> None:
 
 def test_sentences_know_their_corpus() -> None:
     corpora = [Numbered("aa-bb", [5] * 3), Numbered("bb-aa", [5] * 3)]
-    dataset = MultitaskDataset([Stream("mt", corpora, None)], collate, dict, seed=1, joint=False)
+    dataset = MultitaskDataset(
+        [Stream("mt", corpora, None)], collate, lambda _: {}, seed=1, joint=False
+    )
     batch = dataset.collater([dataset[index] for index in (0, 4, 2)])["mt"]
     assert batch["corpora"] == ["aa-bb", "bb-aa", "aa-bb"]

@@ -125,14 +125,14 @@ def _rank_gradients(rank: int, arguments: list[str], world: int) -> tuple[float,
 
 
 def test_objectives_are_means_over_all_ranks(reversal: Path) -> None:
-    """Two ranks with halves of the sentences equal one process with all, mt and dae together."""
+    """Two ranks with halves of the sentences equal one process with all; three objectives."""
     from distributed import run_ranks
     from toy import MODEL, TASK
 
     arguments = [
         str(reversal), *TASK, *MODEL, "--criterion", "multitask_summed_loss", "--cpu",
-        "--multitask", "mt:1,dae:0.7", "--multitask-max-tokens", "dae:150", "--encoder-langtok",
-        "tgt", "--optimizer", "sgd", "--lr", "1", *EXACT,
+        "--multitask", "mt:1,dae:0.7,mlm:0.5", "--multitask-max-tokens", "dae:150,mlm:150",
+        "--encoder-langtok", "tgt", "--optimizer", "sgd", "--lr", "1", *EXACT,
         # The balance loss is a product of means: that of a whole batch is not that of its halves.
         "--moe-gate-loss-wt", "0", "--label-smoothing", "0.1",
     ]  # fmt: skip

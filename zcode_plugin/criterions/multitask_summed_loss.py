@@ -17,8 +17,20 @@ from zcode_plugin.data.objectives import Objective
 from zcode_plugin.moe.load import labelled
 from zcode_plugin.moe.stats import LOG_SUMS, LayerStats, log_values, reduce_log
 
+# Objectives that tell single tokens: their accuracy is logged, and their loss is not smoothed.
+_TELLING = ("mlm",)
 # What is logged of the experts for each objective, too; the rest would only lengthen the lines.
 _PER_OBJECTIVE = ("moe_gate_loss", "overflow_expert1", "entropy_gating", "expert1_balance_top")
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Of one objective's pass: summed losses (smoothed, plain), right tokens, MoE layers."""
+
+    loss: Tensor
+    nll_loss: Tensor
+    correct: Tensor
+    layers: list[Tensor]
 
 
 @dataclass
@@ -26,7 +38,7 @@ class MultitaskSummedLossConfig(FairseqDataclass):
     """Flags of the criterion."""
 
     label_smoothing: float = field(
-        default=0.0, metadata={"help": "epsilon of label smoothing; 0 for none"}
+        default=0.0, metadata={"help": "epsilon of label smoothing, of mt and dae; 0 for none"}
     )
     moe_gate_loss_wt: float = field(
         default=0.01,
@@ -50,7 +62,8 @@ class MultitaskSummedLoss(FairseqCriterion):
     of all objectives' passes are added.
 
     In the logs, in bits per target: `loss` (the weighted sum, without gate losses), `nll_loss` and
-    `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each.
+    `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each; `mlm_accuracy`
+    in percent.
     The metrics of the experts are those of all objectives' passes; with several objectives
     `OBJECTIVE_moe_gate_loss` and some more are those of its own passes.
 
@@ -83,7 +96,8 @@ class MultitaskSummedLoss(FairseqCriterion):
             sample: a batch for each objective by name, or one plain translation batch.
         """
         batches = {"mt": sample} if "net_input" in sample else sample
-        logs: dict[str, Any] = _empty_log(self.objectives)
+        device = next(iter(batches.values()))["target"].device
+        logs: dict[str, Any] = _empty_log(self.objectives, device)
         losses: list[Tensor] = []
         stats: dict[str, list[Tensor]] = {}
         for objective in self.objectives:
@@ -91,11 +105,11 @@ class MultitaskSummedLoss(FairseqCriterion):
                 continue
             batch = batches[objective.name]
             with labelled(objective=objective.name):
-                loss, nll_loss, layers = self._objective_loss(model, batch)
+                own = self._pass(model, objective.name, batch)
             factor = objective.weight * self.normalizers.get(objective.name, 1.0)
-            losses.append(factor * loss)
-            stats[objective.name] = layers
-            _log_objective(logs, objective, batch, loss, nll_loss)
+            losses.append(factor * own.loss)
+            stats[objective.name] = own.layers
+            _log_objective(logs, objective, batch, own)
         sample_size = next(
             batches[item.name]["ntokens"] for item in self.objectives if item.name in batches
         )
@@ -106,34 +120,26 @@ class MultitaskSummedLoss(FairseqCriterion):
         logs["sample_size"] = sample_size
         return total, sample_size, logs
 
-    def _objective_loss(
-        self, model: Any, batch: dict[str, Any]
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Summed losses of one pass (smoothed, plain), and the statistics of its MoE layers."""
+    def _pass(self, model: Any, objective: str, batch: dict[str, Any]) -> _Pass:
         output = model(**batch["net_input"])
         lprobs = model.get_normalized_probs(output, log_probs=True)
-        target = model.get_targets(batch, output)
+        lprobs = lprobs.view(-1, lprobs.size(-1))
+        target = model.get_targets(batch, output).view(-1)
+        tells = objective in _TELLING
         loss, nll_loss = label_smoothed_nll_loss(
-            lprobs.view(-1, lprobs.size(-1)),
-            target.view(-1),
-            self.eps,
-            ignore_index=self.padding_idx,
+            lprobs, target, 0.0 if tells else self.eps, ignore_index=self.padding_idx
         )
-        return loss, nll_loss, list(output[1].get("moe_stats", {}).values())
+        correct = (lprobs.argmax(1) == target).sum() if tells else torch.zeros_like(loss)
+        return _Pass(loss, nll_loss, correct, list(output[1].get("moe_stats", {}).values()))
 
     def _log_experts(self, logs: dict[str, Any], stats: dict[str, list[Tensor]]) -> None:
         """Sums over layers, of all passes and, where there are several objectives, of each one's."""
         counts = bool(logs["ntokens"])  # what stands in for no batch counts nothing
-        together = log_values([layer for layers in stats.values() for layer in layers])
-        for name, value in together.items():
-            logs[name] = value * counts
-        if len(self.objectives) < 2:
-            return
-        for objective in self.objectives:
-            own = log_values(stats.get(objective.name, []))
-            for name, value in together.items():
-                # Every rank has every key, whatever its batch holds.
-                logs[f"{objective.name}_{name}"] = own.get(name, torch.zeros_like(value)) * counts
+        for name, layers in stats.items():
+            for key, value in log_values(layers).items():
+                logs[key] = logs[key] + value * counts
+                if len(self.objectives) > 1:
+                    logs[f"{name}_{key}"] = value * counts
 
     def _gate_losses(self, passes: list[list[Tensor]], balance_wt: float) -> Tensor:
         """Weighted balance and z-loss: mean over the layers of a pass, sum over passes."""
@@ -160,6 +166,9 @@ class MultitaskSummedLoss(FairseqCriterion):
                 for kind in ("loss", "nll_loss"):
                     bits = sums[f"{name}_{kind}"] / tokens / math.log(2)
                     metrics.log_scalar(f"{name}_{kind}", bits, tokens, round=3)
+                if name in _TELLING:
+                    share = 100 * sums[f"{name}_correct"] / tokens
+                    metrics.log_scalar(f"{name}_accuracy", share, tokens, round=2)
                 weight = sums[f"{name}_weight"] / tokens
                 metrics.log_scalar(f"_{name}_weight", weight, tokens)
         metrics.log_derived("loss", lambda meters: _weighted_sum(meters, names), priority=0)
@@ -181,21 +190,33 @@ class MultitaskSummedLoss(FairseqCriterion):
         return True
 
 
-def _empty_log(objectives: tuple[Objective, ...]) -> dict[str, Any]:
-    """Every key that any rank may log: ranks add up their logs key by key."""
-    logs: dict[str, Any] = {"ntokens": 0, "nsentences": 0}
+def _empty_log(
+    objectives: tuple[Objective, ...], device: torch.device | None = None
+) -> dict[str, Any]:
+    """Every key that any rank may log: ranks add up their logs key by key.
+
+    On the device are those of every rank or of none; stock adds those apart from the others.
+    """
+    zero = torch.zeros((), device=device)
+    logs: dict[str, Any] = {"ntokens": 0, "nsentences": 0, **dict.fromkeys(LOG_SUMS, zero)}
     for place, objective in enumerate(objectives):
-        for kind in ("loss", "nll_loss", "ntokens", "weight"):
-            logs[f"{objective.name}_{kind}"] = 0
-        logs[f"{objective.name}_place"] = place
+        name = objective.name
+        for kind in ("loss", "nll_loss", "correct"):
+            logs[f"{name}_{kind}"] = zero
+        for kind in ("ntokens", "weight"):
+            logs[f"{name}_{kind}"] = 0
+        logs[f"{name}_place"] = place
+        if len(objectives) > 1:
+            logs.update((f"{name}_{key}", zero) for key in LOG_SUMS)
     return logs
 
 
 def _log_objective(
-    logs: dict[str, Any], objective: Objective, batch: dict[str, Any], loss: Tensor, nll: Tensor
+    logs: dict[str, Any], objective: Objective, batch: dict[str, Any], own: _Pass
 ) -> None:
-    logs[f"{objective.name}_loss"] = loss.detach()
-    logs[f"{objective.name}_nll_loss"] = nll.detach()
+    logs[f"{objective.name}_loss"] = own.loss.detach()
+    logs[f"{objective.name}_nll_loss"] = own.nll_loss.detach()
+    logs[f"{objective.name}_correct"] = own.correct
     logs[f"{objective.name}_ntokens"] = batch["ntokens"]
     logs[f"{objective.name}_weight"] = objective.weight * batch["ntokens"]
     logs["ntokens"] += batch["ntokens"]

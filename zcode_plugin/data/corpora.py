@@ -12,6 +12,7 @@ import torch
 from fairseq.data import Dictionary, PrependTokenDataset, data_utils
 from torch import Tensor
 
+from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
 from zcode_plugin.errors import UserError
 
@@ -110,8 +111,7 @@ class DenoisingCorpus:
         return len(self.tgt_sizes)
 
     def example(self, row: int, key: tuple[int, ...]) -> Example:
-        tokens = self.tokens[row].numpy().astype(np.int64)
-        body = tokens[:-1] if len(tokens) and tokens[-1] == self.eos else tokens
+        body = _body(self.tokens, row, self.eos)
         noised = self.noise.apply(body, self.starts_word, self.mask, np.random.default_rng(key))
         return {
             "source": _sentence(noised, self.source_token, self.eos),
@@ -119,9 +119,61 @@ class DenoisingCorpus:
         }
 
 
+@dataclass
+class MaskedCorpus:
+    """Sentences of one language; the target is padding but where a token is to be told.
+
+    Attributes:
+        tokens: sentences with eos and without language token.
+        masking: which tokens are hidden.
+        starts_word, ordinary: see `Masking.apply`.
+        mask, eos, pad: indices of these symbols.
+        source_token: language token to be prepended, or None.
+    """
+
+    name: str
+    tokens: torch.utils.data.Dataset
+    masking: Masking
+    starts_word: np.ndarray
+    ordinary: np.ndarray
+    mask: int
+    eos: int
+    pad: int
+    source_token: int | None = None
+
+    def __post_init__(self) -> None:
+        sizes = np.asarray(self.tokens.sizes)  # type: ignore[attr-defined]
+        self.src_sizes = self.tgt_sizes = sizes + (self.source_token is not None)
+
+    def __len__(self) -> int:
+        return len(self.src_sizes)
+
+    def example(self, row: int, key: tuple[int, ...]) -> Example:
+        body = _body(self.tokens, row, self.eos)
+        hidden, chosen = self.masking.apply(
+            body, self.starts_word, self.ordinary, self.mask, np.random.default_rng(key)
+        )
+        source = _sentence(hidden, self.source_token, self.eos)
+        target = torch.full_like(source, self.pad)
+        start = len(source) - 1 - len(body)
+        target[start:-1] = torch.from_numpy(np.where(chosen, body, self.pad))
+        return {"source": source, "target": target}
+
+
+def _body(tokens: torch.utils.data.Dataset, row: int, eos: int) -> np.ndarray:
+    """int64 [N], a sentence without its end."""
+    body: np.ndarray = tokens[row].numpy().astype(np.int64)
+    return body[:-1] if len(body) and body[-1] == eos else body
+
+
 def _sentence(body: np.ndarray, first: int | None, eos: int) -> Tensor:
     before = [] if first is None else [first]
     return torch.from_numpy(np.concatenate((before, body, [eos])).astype(np.int64))
+
+
+def ordinary_tokens(dictionary: Dictionary, extra: set[int]) -> np.ndarray:
+    """int64, the tokens of text: all but the dictionary's own special ones and `extra`."""
+    return np.array([i for i in range(dictionary.nspecial, len(dictionary)) if i not in extra])
 
 
 def word_starts(dictionary: Dictionary) -> np.ndarray:

@@ -79,8 +79,8 @@ class MultitaskDataset(FairseqDataset):
 
     Args:
         streams: one for each objective, in the fixed order; the first one's size is the epoch's.
-        collate: makes a batch from a list of examples.
-        empty: makes a batch without targets.
+        collate: makes a batch of an objective from a list of examples.
+        empty: makes a batch of an objective without targets.
         seed: of sampling, shuffling and noise, together with the epoch.
         joint: True for training. False puts each objective's batches after another (validation).
     """
@@ -88,8 +88,8 @@ class MultitaskDataset(FairseqDataset):
     def __init__(
         self,
         streams: Sequence[Stream],
-        collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
-        empty: Callable[[], dict[str, Any]],
+        collate: Callable[[str, list[dict[str, Any]]], dict[str, Any]],
+        empty: Callable[[str], dict[str, Any]],
         *,
         seed: int,
         joint: bool,
@@ -126,12 +126,12 @@ class MultitaskDataset(FairseqDataset):
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         if not samples:
             streams = self.streams if self.joint else self.streams[:1]
-            return {stream.name: {**self.empty(), "corpora": []} for stream in streams}
+            return {stream.name: {**self.empty(stream.name), "corpora": []} for stream in streams}
         batches = {}
         for number, stream in enumerate(self.streams):
             part = [sample for sample in samples if sample["objective"] == number]
             if part:
-                batch = batches[stream.name] = self.collate(part)
+                batch = batches[stream.name] = self.collate(stream.name, part)
                 batch["corpora"] = [stream.corpus(row).name for row in batch["id"].tolist()]
         return batches
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from zcode_plugin.errors import UserError
 
 # The fixed order in which every rank runs them: expert parallelism depends on it.
-KNOWN = ("mt", "dae")
+KNOWN = ("mt", "dae", "mlm")
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Objective:
     """One term of the summed loss.
 
     Attributes:
-        name: `mt` (translation) or `dae` (denoising).
+        name: `mt` (translation), `dae` (denoising) or `mlm` (masked language modelling on the
+            encoder).
         weight: factor of the objective's mean loss.
     """
 

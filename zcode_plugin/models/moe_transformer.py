@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import expert_layout
+from zcode_plugin.models.heads import build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
 from zcode_plugin.models.moe_checks import check
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
@@ -125,12 +126,14 @@ class MoETransformer(TransformerModel):
         moe: the options.
         topology: the place of this rank in expert parallelism.
         seed: of what all ranks must draw alike.
+        heads: of the objectives that have one.
         balancer: moves the selection biases of the gates; None unless `--moe-balance bias`.
     """
 
     moe: MoEConfig
     topology: ExpertTopology
     seed: int
+    heads: nn.ModuleDict
     balancer: LoadBalancer | None = None
     _update: int = 0
     _passes: int = 0  # training passes of the update so far
@@ -168,6 +171,8 @@ class MoETransformer(TransformerModel):
         model = super().build_model(args, task)
         del args.moe, args.topology, model.args, model.cfg.moe, model.cfg.topology
         model.moe, model.topology, model.seed = moe, topology, getattr(args, "seed", 1)
+        objectives = [objective.name for objective in getattr(task, "objectives", ())]
+        model.heads = build_heads(objectives, model.encoder, args.activation_fn)
         if topology.size > 1:
             prepare_model(model)
         if moe.balance == "bias":
@@ -192,15 +197,34 @@ class MoETransformer(TransformerModel):
         if num_updates != self._update:
             self._update, self._passes = num_updates, 0
 
-    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Any]]:
-        """See `fairseq.models.transformer.TransformerModel.forward`."""
+    def forward(
+        self, *args: Any, masked_tokens: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """See `fairseq.models.transformer.TransformerModel.forward`.
+
+        With `masked_tokens`, bool [B, S], only the encoder runs, and the output is [N, V] for the
+        N places where it is True.
+        """
         with recording() as tape, calling(key=(self.seed, self._update, self._passes)):
-            output, extra = super().forward(*args, **kwargs)
+            if masked_tokens is None:
+                output, extra = super().forward(*args, **kwargs)
+            else:
+                output, extra = self._tell(masked_tokens, *args, **kwargs), {}
         self._passes += self.training
         if self.training and self.balancer is not None:
             self.balancer.observe(tape)
         extra["moe_stats"] = tape
         return output, extra
+
+    def _tell(self, masked_tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        [features_SBM] = self.encoder(*args, **kwargs)["encoder_out"]
+        output: Tensor = self.heads["mlm"](features_SBM.transpose(0, 1), masked_tokens)
+        return output
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Stock's, and the heads are those of this model's objectives."""
+        super().upgrade_state_dict_named(state_dict, name)
+        fit_heads(state_dict, self)
 
 
 def _gates(model: MoETransformer) -> dict[str, TopKGate]:

@@ -11,6 +11,7 @@ from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.dataclass import ChoiceEnum
 from omegaconf import II, MISSING
 
+from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
 from zcode_plugin.errors import UserError
 from zcode_plugin.tasks.bleu import EvalBleuConfig
@@ -35,7 +36,7 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         default="mt:1",
         metadata={
             "help": 'objectives and their weights, such as "mt:1,dae:0.5": mt translates, dae '
-            "restores noised monolingual text; the loss is the weighted sum of their means"
+            "restores noised monolingual text, mlm tells masked words of it; the loss is the weighted sum of their means"
         },
     )
     multitask_max_tokens: str = field(
@@ -65,7 +66,7 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     mono_langs: Optional[str] = field(
         default=None,
         metadata={
-            "help": "comma-separated languages of dae (default: all with monolingual data in DATA)"
+            "help": "comma-separated languages of dae and mlm (default: all with monolingual data in DATA)"
         },
     )
     source_lang: Optional[str] = field(
@@ -90,7 +91,7 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     sampling_method: _Sampling = field(  # type: ignore[valid-type]
         default="concat",
         metadata={
-            "help": "how directions, and languages of dae, share an epoch: by size (concat), by "
+            "help": "how directions, and languages of dae and mlm, share an epoch: by size (concat), by "
             "size^(1/T) (temperature), or alike (uniform)"
         },
     )
@@ -112,6 +113,20 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     )
     dae_span_length: float = field(
         default=3.0, metadata={"help": "dae: mean length of those spans, in words (Poisson)"}
+    )
+    mlm_mask: float = field(
+        default=0.15, metadata={"help": "mlm: probability that a word is to be told"}
+    )
+    mlm_random: float = field(
+        default=0.1,
+        metadata={"help": "mlm: share of the tokens to be told that a random one stands in for"},
+    )
+    mlm_keep: float = field(
+        default=0.1,
+        metadata={"help": "mlm: share of them that stay; all others are masked"},
+    )
+    mlm_single_tokens: bool = field(
+        default=False, metadata={"help": "mlm: choose single tokens rather than whole words"}
     )
     left_pad_source: bool = field(
         default=True, metadata={"help": "do not pad the source on the left"}
@@ -165,6 +180,11 @@ def noise(cfg: MultitaskMultilingualConfig) -> Noise:
         span_length=cfg.dae_span_length,
         mask=cfg.dae_mask,
     )
+
+
+def masking(cfg: MultitaskMultilingualConfig) -> Masking:
+    """The masking of mlm."""
+    return Masking(cfg.mlm_mask, cfg.mlm_random, cfg.mlm_keep, not cfg.mlm_single_tokens)
 
 
 def comma_list(value: Any) -> list[str]:

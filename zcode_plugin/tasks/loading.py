@@ -10,8 +10,10 @@ from fairseq.data import Dictionary
 from zcode_plugin.data.corpora import (
     Corpus,
     DenoisingCorpus,
+    MaskedCorpus,
     ParallelCorpus,
     load_tokens,
+    ordinary_tokens,
     prepend,
     word_starts,
 )
@@ -24,7 +26,7 @@ from zcode_plugin.data.languages import (
     pair_prefix,
 )
 from zcode_plugin.errors import UserError
-from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, noise
+from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, masking, noise
 
 
 class CorpusLoader:
@@ -49,6 +51,9 @@ class CorpusLoader:
         self.langs = langs
         self.pairs = pairs
         self.noise = noise(cfg)
+        self.masking = masking(cfg)
+        self.starts_word = word_starts(dictionary)
+        self.mask = dictionary.index(MASK)
 
     def corpora(self, name: str, directory: Path, split: str, required: bool) -> list[Corpus]:
         """The corpora of an objective; when `required`, an error names what is missing.
@@ -58,7 +63,7 @@ class CorpusLoader:
         """
         if name == "mt":
             return self._parallel_corpora(directory, split, required)
-        return self._denoising_corpora(directory, split, required)
+        return self._monolingual_corpora(name, directory, split, required)
 
     def _parallel_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
         corpora: list[Corpus] = []
@@ -84,7 +89,10 @@ class CorpusLoader:
             prepend(load(pair.tgt), self.decoder_token(pair)),
         )
 
-    def _denoising_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
+    def _monolingual_corpora(
+        self, name: str, directory: Path, split: str, required: bool
+    ) -> list[Corpus]:
+        build = self._masked_corpus if name == "mlm" else self._denoising_corpus
         wanted = comma_list(self.cfg.mono_langs)
         corpora: list[Corpus] = []
         for lang in wanted or monolingual_languages(directory, split):
@@ -94,7 +102,7 @@ class CorpusLoader:
                     f"--mono-langs: {lang} is none of the languages {','.join(self.langs)}"
                 )
             if prefix is not None:
-                corpora.append(self._denoising_corpus(prefix, lang))
+                corpora.append(build(prefix, lang))
             elif required:
                 raise UserError(
                     f"{directory} has no {split}.{lang}-None.{lang}.*: binarise it with "
@@ -102,8 +110,8 @@ class CorpusLoader:
                 )
         if required and not corpora:
             raise UserError(
-                f"--multitask has dae, but {directory} has no monolingual data "
-                f"({split}.LANG-None.LANG.*): binarise some or drop dae"
+                f"--multitask has {name}, but {directory} has no monolingual data "
+                f"({split}.LANG-None.LANG.*): binarise some or drop {name}"
             )
         return corpora
 
@@ -113,11 +121,25 @@ class CorpusLoader:
             lang,
             load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
             noise=self.noise,
-            starts_word=word_starts(self.dictionary),
-            mask=self.dictionary.index(MASK),
+            starts_word=self.starts_word,
+            mask=self.mask,
             eos=self.dictionary.eos(),
             source_token=self.encoder_token(pair),
             target_token=self.decoder_token(pair),
+        )
+
+    def _masked_corpus(self, prefix: Path, lang: str) -> MaskedCorpus:
+        special = {self.dictionary.index(language_token(lang)) for lang in self.langs}
+        return MaskedCorpus(
+            lang,
+            load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
+            masking=self.masking,
+            starts_word=self.starts_word,
+            ordinary=ordinary_tokens(self.dictionary, {*special, self.mask}),
+            mask=self.mask,
+            eos=self.dictionary.eos(),
+            pad=self.dictionary.pad(),
+            source_token=self.encoder_token(Pair(lang, lang)),
         )
 
     def encoder_token(self, pair: Pair) -> int | None:

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from fairseq import utils
 from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset, ListDataset
-from fairseq.data.language_pair_dataset import collate
 from fairseq.tasks import FairseqTask, register_task
 from torch import Tensor
 
+from zcode_plugin.data.collating import Collater
 from zcode_plugin.data.corpora import prepend
 from zcode_plugin.data.languages import (
     Pair,
@@ -142,25 +141,12 @@ class MultitaskMultilingualTask(TrainingTask):
             raise UserError(f"{directory} has no data of the split {split} for any objective")
         if self.bleu is not None and "mt" not in {stream.name for stream in streams}:
             raise UserError(f"--eval-bleu: {directory} has no parallel data of the split {split}")
+        collater = Collater(
+            self.dictionary, self.cfg.left_pad_source, self.cfg.required_seq_len_multiple
+        )
         self.datasets[split] = MultitaskDataset(
-            streams, self._collate, self._empty_batch, seed=self.cfg.seed, joint=is_train
+            streams, collater, collater.empty, seed=self.cfg.seed, joint=is_train
         )
-
-    def _collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return collate(
-            samples,
-            pad_idx=self.dictionary.pad(),
-            eos_idx=self.dictionary.eos(),
-            left_pad_source=self.cfg.left_pad_source,
-            pad_to_multiple=self.cfg.required_seq_len_multiple,
-        )
-
-    def _empty_batch(self) -> dict[str, Any]:
-        """A batch of one sentence without words, whose end is no target."""
-        end = torch.tensor([self.dictionary.eos()])
-        batch = self._collate([{"id": 0, "source": end, "target": end}])
-        batch["target"].fill_(self.dictionary.pad())
-        return {**batch, "id": batch["id"][:0], "nsentences": 0, "ntokens": 0}
 
     # Translation
 

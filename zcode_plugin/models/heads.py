@@ -1,0 +1,45 @@
+"""What objectives need beside encoder and decoder."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+from fairseq.models.roberta import RobertaLMHead
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def build_heads(objectives: Iterable[str], encoder: Any, activation: str) -> nn.ModuleDict:
+    """The heads of the objectives that have one, by objective.
+
+    Args:
+        objectives: names of those that are trained.
+        encoder: of the model; the head of `mlm` tells tokens by the same embeddings.
+        activation: name of the function in the head.
+    """
+    heads = nn.ModuleDict()
+    if "mlm" in objectives:
+        embedding = encoder.embed_tokens
+        heads["mlm"] = RobertaLMHead(
+            embedding.embedding_dim, embedding.num_embeddings, activation, embedding.weight
+        )
+    return heads
+
+
+def fit_heads(state_dict: dict[str, Any], model: nn.Module, prefix: str = "heads.") -> None:
+    """Drop heads of a checkpoint that this model has not; new ones keep their first values."""
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
+    dropped = [name for name in state_dict if name.startswith(prefix) and name not in own]
+    for name in dropped:
+        del state_dict[name]
+    added = {name: value for name, value in own.items() if name not in state_dict}
+    state_dict.update(added)
+    for what, names in (
+        ("left out of the checkpoint, no objective needs it", dropped),
+        ("not in the checkpoint, begins anew", added),
+    ):
+        for head in sorted({name.removeprefix(prefix).partition(".")[0] for name in names}):
+            logger.info("the head of %s: %s", head, what)
