@@ -26,6 +26,8 @@ def _rank_main(
         world_size=world,
         timeout=timedelta(seconds=60),
     )
+    # A rank that ends at once would close connections that others are about to make.
+    dist.barrier()
     try:
         torch.save(function(rank, *args), f"{directory}/result-{rank}")
     except BaseException:

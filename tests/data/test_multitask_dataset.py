@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
+from zcode_plugin.data.sampling import Temperature
 
 
 class Numbered:
@@ -35,7 +36,12 @@ def collate(objective: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 def build(joint: bool = True, temperature: float | None = 1.0, **sizes: list[int]) -> Any:
     streams = [
-        Stream(name, [Numbered(name, lengths)], temperature) for name, lengths in sizes.items()
+        Stream(
+            name,
+            [Numbered(name, lengths)],
+            None if temperature is None else Temperature(temperature),
+        )
+        for name, lengths in sizes.items()
     ]
     return MultitaskDataset(streams, collate, lambda _: {"ntokens": 0}, seed=1, joint=joint)
 
@@ -99,8 +105,8 @@ def test_batches_keep_to_the_limits() -> None:
 
 def test_an_objective_may_have_a_limit_of_its_own() -> None:
     streams = [
-        Stream("mt", [Numbered("mt", [5] * 64)], 1.0),
-        Stream("dae", [Numbered("dae", [5] * 64)], 1.0, max_tokens=20),
+        Stream("mt", [Numbered("mt", [5] * 64)], Temperature(1.0)),
+        Stream("dae", [Numbered("dae", [5] * 64)], Temperature(1.0), max_tokens=20),
     ]
     dataset = MultitaskDataset(streams, collate, lambda _: {}, seed=1, joint=True)
     for batch in batches(dataset):
@@ -124,11 +130,22 @@ def test_too_long_sentences_are_filtered() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
 def test_corpora_share_an_epoch_by_temperature(temperature: float) -> None:
     corpora = [Numbered("large", [4] * 900), Numbered("small", [4] * 100)]
-    stream = Stream("mt", corpora, temperature)
+    stream = Stream("mt", corpora, Temperature(temperature))
     stream.draw(seed=1, epoch=1)
     share = np.bincount(stream.corpus_of) / 1000
     expected = 900 ** (1 / temperature) / (900 ** (1 / temperature) + 100 ** (1 / temperature))
     assert share[0] == pytest.approx(expected, abs=0.001)
+
+
+def test_the_share_of_an_epoch_follows_a_temperature_that_changes() -> None:
+    corpora = [Numbered("large", [4] * 900), Numbered("small", [4] * 100)]
+    stream = Stream("mt", corpora, Temperature(1.0, 5.0, epochs=3))
+    shares = []
+    for epoch in (1, 2, 3, 4):
+        stream.draw(seed=1, epoch=epoch)
+        shares.append((stream.corpus_of == 1).sum() / 1000)
+    small = [100 ** (1 / t) / (100 ** (1 / t) + 900 ** (1 / t)) for t in (1, 3, 5, 5)]
+    assert shares == pytest.approx(small, abs=0.001)
 
 
 def test_a_rank_without_a_batch_gets_one_without_targets() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zcode_plugin.data.sampling import draw_rows, split_total, temperature_ratios
+from zcode_plugin.data.sampling import Temperature, draw_rows, split_total, temperature_ratios
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,12 @@ from zcode_plugin.data.sampling import draw_rows, split_total, temperature_ratio
 )
 def test_ratios(temperature: float, expected: list[float]) -> None:
     assert temperature_ratios([400, 100], temperature) == pytest.approx(expected)
+
+
+def test_a_temperature_that_changes() -> None:
+    rising = Temperature(1.0, 5.0, epochs=5)
+    assert [rising.at(epoch) for epoch in (1, 2, 3, 5, 6, 99)] == [1, 2, 3, 5, 5, 5]
+    assert {Temperature(3.0).at(epoch) for epoch in (1, 9)} == {3}
 
 
 def test_ten_thousand_draws_follow_the_ratios() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,31 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import tasks
-from toy import bleu, generate, run, train
+from toy import bleu, generate, train
 
 from zcode_plugin.checkpoint import io
 
-LETTERS = "abcdefghij"
-
-
-def first_batch(configure: Callable[..., Any], data: Path, *arguments: str) -> tuple[Any, ...]:
-    """Task, model, criterion and the first training batch."""
-    cfg = configure(data, *arguments)
-    task = tasks.setup_task(cfg.task)
-    model, criterion = task.build_model(cfg.model), task.build_criterion(cfg.criterion)
-    task.load_dataset("train")
-    dataset = task.dataset("train")
-    indices = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=200)[0]
-    return task, model, criterion, dataset.collater([dataset[index] for index in indices])
+FirstBatch = Callable[..., tuple[Any, ...]]
 
 
 @pytest.mark.parametrize("side", [(), ("--left-pad-source",)], ids=["left", "right"])
 def test_a_batch_hides_tokens_and_asks_for_them(
-    configure: Callable[..., Any], reversal: Path, side: tuple[str, ...]
+    first_batch: FirstBatch, reversal: Path, side: tuple[str, ...]
 ) -> None:
     task, _, _, sample = first_batch(
-        configure, reversal, "--multitask", "mlm", "--encoder-langtok", "tgt",
+        reversal, "--multitask", "mlm", "--encoder-langtok", "tgt",
         "--mlm-random", "0", "--mlm-keep", "0", *side,
     )  # fmt: skip
     batch = sample["mlm"]
@@ -57,11 +44,11 @@ def test_a_batch_hides_tokens_and_asks_for_them(
 
 
 def test_the_loss_is_that_of_hidden_tokens_alone(
-    configure: Callable[..., Any], reversal: Path
+    first_batch: FirstBatch, reversal: Path
 ) -> None:
     """By the definition, place by place; and weighted in a sum with mt."""
     task, model, criterion, sample = first_batch(
-        configure, reversal, "--multitask", "mt:2,mlm:0.5", "--moe-gate-loss-wt", "0",
+        reversal, "--multitask", "mt:2,mlm:0.5", "--moe-gate-loss-wt", "0",
         "--label-smoothing", "0.1",
     )  # fmt: skip
     model.eval()
@@ -88,24 +75,6 @@ def test_the_loss_is_that_of_hidden_tokens_alone(
     assert float(translation) == pytest.approx(2 * float(mt_logs["mt_loss"]), rel=1e-5)
 
 
-@pytest.fixture(scope="module")
-def alphabet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Sentences that go on through the alphabet: a hidden letter follows from its neighbours."""
-    directory = tmp_path_factory.mktemp("alphabet")
-    draw = random.Random(1)
-    for split, count in (("train", 2000), ("valid", 200)):
-        lines = []
-        for _ in range(count):
-            start, length = draw.randrange(10), draw.randint(4, 8)
-            lines.append(" ".join(LETTERS[(start + step) % 10] for step in range(length)) + "\n")
-        (directory / f"{split}.aa").write_text("".join(lines))
-    run(
-        "fairseq-preprocess", "--only-source", "-s", "aa", "--trainpref", directory / "train",
-        "--validpref", directory / "valid", "--destdir", directory / "data",
-    )  # fmt: skip
-    return directory / "data"
-
-
 def test_alone_it_beats_the_most_frequent_word_threefold(alphabet: Path, tmp_path: Path) -> None:
     output = train(
         alphabet, tmp_path, "--multitask", "mlm", "--langs", "aa", "--max-update", "300",
@@ -118,6 +87,7 @@ def test_alone_it_beats_the_most_frequent_word_threefold(alphabet: Path, tmp_pat
     assert best > 3 * unigram, output[-2000:]
 
 
+@pytest.mark.slow
 def test_beside_translation_and_without_its_head_in_translation(
     reversal: Path, tmp_path: Path
 ) -> None:

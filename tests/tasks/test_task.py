@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -121,6 +122,11 @@ def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: P
             ["--sampling-method", "temperature", "--sampling-temperature", "0"],
             "--sampling-temperature 0.0 must be positive",
         ),
+        (
+            ["--sampling-method", "temperature", "--sampling-temperature-end", "-1"],
+            "--sampling-temperature-end -1.0 must be positive",
+        ),
+        (["--sampling-temperature-end", "5"], "goes with --sampling-method temperature"),
         (["--dae-mask", "1.5"], "--dae-mask 1.5 must lie in"),
         (["--moe-top-k", "9"], "--moe-top-k 9 is more than --moe-expert-count 4"),
         (["--moe-expert-count", "0"], "--moe-expert-count 0 is too small: give at least 1"),
@@ -177,3 +183,23 @@ def test_validation_has_all_data_once(configure: Configure, reversal: Path) -> N
         [(name, part)] = dataset.collater([dataset[index] for index in batch]).items()
         counts[name] += part["nsentences"]
     assert counts == {"mt": 200, "dae": 200}
+
+
+def test_a_weight_follows_the_update(configure: Configure, reversal: Path) -> None:
+    """In training an objective of weight 0 costs nothing; in validation it is measured."""
+    cfg = configure(reversal, "--multitask", "mt:1,dae:0@0,2@10", "--moe-gate-loss-wt", "0")
+    task = tasks.setup_task(cfg.task)
+    model, criterion = task.build_model(cfg.model), task.build_criterion(cfg.criterion)
+    task.load_dataset("train")
+    sample = first_batch(task)
+    optimizer = SimpleNamespace(backward=lambda loss: None)
+    for update, weight in ((0, 0.0), (5, 1.0), (10, 2.0), (99, 2.0)):
+        task.train_step(sample, model, criterion, optimizer, update_num=update)
+        model.eval()
+        loss, _, logs = criterion(model, sample)
+        share = float(logs["dae_loss"]) * criterion.normalizers["dae"]
+        assert float(logs["dae_loss"]) > 0
+        assert float(loss.detach()) == pytest.approx(float(logs["mt_loss"]) + weight * share)
+        model.train()
+        _, _, logs = criterion(model, sample)
+        assert (logs["dae_ntokens"] > 0) == (weight > 0)

@@ -1,36 +1,28 @@
 """The fairseq criterion `multitask_summed_loss`."""
 
 # No postponed annotations: fairseq builds its parser from the types of the fields.
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from fairseq import metrics, utils
 from fairseq.criterions import FairseqCriterion, register_criterion
-from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
+from zcode_plugin.criterions.objective_pass import (
+    FURTHER_SUMS,
+    ObjectivePass,
+    log_means,
+    run_objective,
+)
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.moe.load import labelled
 from zcode_plugin.moe.stats import LOG_SUMS, LayerStats, log_values, reduce_log
 
-# Objectives that tell single tokens: their accuracy is logged, and their loss is not smoothed.
-_TELLING = ("mlm",)
 # What is logged of the experts for each objective, too; the rest would only lengthen the lines.
 _PER_OBJECTIVE = ("moe_gate_loss", "overflow_expert1", "entropy_gating", "expert1_balance_top")
-
-
-@dataclass(frozen=True)
-class _Pass:
-    """Of one objective's pass: summed losses (smoothed, plain), right tokens, MoE layers."""
-
-    loss: Tensor
-    nll_loss: Tensor
-    correct: Tensor
-    layers: list[Tensor]
 
 
 @dataclass
@@ -51,25 +43,33 @@ class MultitaskSummedLossConfig(FairseqDataclass):
         default=0.0,
         metadata={"help": "weight of the router z-loss; ST-MoE uses 0.001"},
     )
+    electra_discriminator_wt: float = field(
+        default=50.0,
+        metadata={"help": "weight of the discriminator's loss in electra's, beside 1 of the generator's"},
+    )
 
 
 @register_criterion("multitask_summed_loss", dataclass=MultitaskSummedLossConfig)
 class MultitaskSummedLoss(FairseqCriterion):
     """Sum over objectives of weight x mean loss per target, plus the losses of the gates.
 
-    The mean of an objective is over the targets of all ranks. Gate losses are means over layers
+    The mean of an objective is over the targets of all ranks; that of electra is the generator's
+    mean over hidden tokens plus `--electra-discriminator-wt` times the discriminator's mean over all tokens. Gate losses are means over layers
     and, over ranks and micro-batches, means weighted by the targets of the first objective; those
     of all objectives' passes are added.
 
     In the logs, in bits per target: `loss` (the weighted sum, without gate losses), `nll_loss` and
     `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each; `mlm_accuracy`
-    in percent.
+    and `electra_accuracy`, hidden tokens that are told, in percent; of electra's discriminator
+    `electra_false_loss`, `electra_false_accuracy` and `electra_false_share`, the percentage of
+    false tokens: always to say "true" is right in 100 minus that.
     The metrics of the experts are those of all objectives' passes; with several objectives
     `OBJECTIVE_moe_gate_loss` and some more are those of its own passes.
 
     Attributes:
         normalizers: factor of each objective's summed loss, see `zcode_plugin.parallel.objectives`;
             the task sets it for each training batch.
+        update: updates so far, where a weight changes; the task sets it, too.
     """
 
     def __init__(
@@ -78,13 +78,16 @@ class MultitaskSummedLoss(FairseqCriterion):
         label_smoothing: float = 0.0,
         moe_gate_loss_wt: float = 0.01,
         moe_z_loss_wt: float = 0.0,
+        electra_discriminator_wt: float = 50.0,
     ):
         super().__init__(task)
         self.eps = label_smoothing
         self.gate_loss_wt = moe_gate_loss_wt
         self.z_loss_wt = moe_z_loss_wt
+        self.discriminator_wt = electra_discriminator_wt
         self.objectives = getattr(task, "objectives", (Objective("mt", 1.0),))
         self.normalizers: dict[str, float] = {}
+        self.update = 0
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
@@ -101,15 +104,19 @@ class MultitaskSummedLoss(FairseqCriterion):
         losses: list[Tensor] = []
         stats: dict[str, list[Tensor]] = {}
         for objective in self.objectives:
-            if objective.name not in batches:
+            weight = objective.weight_at(self.update)
+            if objective.name not in batches or (weight == 0 and model.training):
                 continue
             batch = batches[objective.name]
             with labelled(objective=objective.name):
-                own = self._pass(model, objective.name, batch)
-            factor = objective.weight * self.normalizers.get(objective.name, 1.0)
-            losses.append(factor * own.loss)
+                own = run_objective(model, objective.name, batch, self.eps, self.padding_idx)
+            losses.append(weight * self._loss(objective.name, own))
             stats[objective.name] = own.layers
-            _log_objective(logs, objective, batch, own)
+            _log_objective(logs, objective.name, batch, own)
+            logs[f"{objective.name}_weight"] = weight * batch["ntokens"]
+            if objective.name == "electra":
+                logs["electra_nplaces"] = batch["nplaces"]
+                logs["electra_false_weight"] = self.discriminator_wt * batch["nplaces"]
         sample_size = next(
             batches[item.name]["ntokens"] for item in self.objectives if item.name in batches
         )
@@ -120,17 +127,12 @@ class MultitaskSummedLoss(FairseqCriterion):
         logs["sample_size"] = sample_size
         return total, sample_size, logs
 
-    def _pass(self, model: Any, objective: str, batch: dict[str, Any]) -> _Pass:
-        output = model(**batch["net_input"])
-        lprobs = model.get_normalized_probs(output, log_probs=True)
-        lprobs = lprobs.view(-1, lprobs.size(-1))
-        target = model.get_targets(batch, output).view(-1)
-        tells = objective in _TELLING
-        loss, nll_loss = label_smoothed_nll_loss(
-            lprobs, target, 0.0 if tells else self.eps, ignore_index=self.padding_idx
-        )
-        correct = (lprobs.argmax(1) == target).sum() if tells else torch.zeros_like(loss)
-        return _Pass(loss, nll_loss, correct, list(output[1].get("moe_stats", {}).values()))
+    def _loss(self, name: str, own: ObjectivePass) -> Tensor:
+        loss = self.normalizers.get(name, 1.0) * own.loss
+        if name == "electra":
+            factor = self.discriminator_wt * self.normalizers.get(f"{name}.false", 1.0)
+            loss = loss + factor * own.further["false_loss"]
+        return loss
 
     def _log_experts(self, logs: dict[str, Any], stats: dict[str, list[Tensor]]) -> None:
         """Sums over layers, of all passes and, where there are several objectives, of each one's."""
@@ -161,16 +163,7 @@ class MultitaskSummedLoss(FairseqCriterion):
         names = [key[: -len("_nll_loss")] for key in sums if key.endswith("_nll_loss")]
         names = sorted(names, key=lambda name: sums[f"{name}_place"])
         for name in names:
-            tokens = sums[f"{name}_ntokens"]
-            if tokens:
-                for kind in ("loss", "nll_loss"):
-                    bits = sums[f"{name}_{kind}"] / tokens / math.log(2)
-                    metrics.log_scalar(f"{name}_{kind}", bits, tokens, round=3)
-                if name in _TELLING:
-                    share = 100 * sums[f"{name}_correct"] / tokens
-                    metrics.log_scalar(f"{name}_accuracy", share, tokens, round=2)
-                weight = sums[f"{name}_weight"] / tokens
-                metrics.log_scalar(f"_{name}_weight", weight, tokens)
+            log_means(name, sums)
         metrics.log_derived("loss", lambda meters: _weighted_sum(meters, names), priority=0)
         metrics.log_derived("nll_loss", lambda meters: _first(meters, names), priority=1)
         metrics.log_derived(
@@ -201,9 +194,10 @@ def _empty_log(
     logs: dict[str, Any] = {"ntokens": 0, "nsentences": 0, **dict.fromkeys(LOG_SUMS, zero)}
     for place, objective in enumerate(objectives):
         name = objective.name
-        for kind in ("loss", "nll_loss", "correct"):
+        for kind in ("loss", "nll_loss", *FURTHER_SUMS.get(name, ())):
             logs[f"{name}_{kind}"] = zero
-        for kind in ("ntokens", "weight"):
+        further = ("nplaces", "false_weight") if name == "electra" else ()
+        for kind in ("ntokens", "weight", *further):
             logs[f"{name}_{kind}"] = 0
         logs[f"{name}_place"] = place
         if len(objectives) > 1:
@@ -212,13 +206,13 @@ def _empty_log(
 
 
 def _log_objective(
-    logs: dict[str, Any], objective: Objective, batch: dict[str, Any], own: _Pass
+    logs: dict[str, Any], name: str, batch: dict[str, Any], own: ObjectivePass
 ) -> None:
-    logs[f"{objective.name}_loss"] = own.loss.detach()
-    logs[f"{objective.name}_nll_loss"] = own.nll_loss.detach()
-    logs[f"{objective.name}_correct"] = own.correct
-    logs[f"{objective.name}_ntokens"] = batch["ntokens"]
-    logs[f"{objective.name}_weight"] = objective.weight * batch["ntokens"]
+    logs[f"{name}_loss"] = own.loss.detach()
+    logs[f"{name}_nll_loss"] = own.nll_loss.detach()
+    for kind, value in own.further.items():
+        logs[f"{name}_{kind}"] = value.detach() * bool(batch["ntokens"])
+    logs[f"{name}_ntokens"] = batch["ntokens"]
     logs["ntokens"] += batch["ntokens"]
     logs["nsentences"] += batch["nsentences"]
 

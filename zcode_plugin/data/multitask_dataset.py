@@ -11,7 +11,7 @@ import numpy as np
 from fairseq.data import FairseqDataset, data_utils
 
 from zcode_plugin.data.corpora import Corpus, Example
-from zcode_plugin.data.sampling import draw_rows, split_total, temperature_ratios
+from zcode_plugin.data.sampling import Temperature, draw_rows, split_total, temperature_ratios
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ class Stream:
 
     name: str
     corpora: Sequence[Corpus]
-    temperature: float | None
+    temperature: Temperature | None
     max_tokens: int | None = None
     corpus_of: np.ndarray = field(init=False)
     row_of: np.ndarray = field(init=False)
@@ -46,7 +46,7 @@ class Stream:
         sizes = [len(corpus) for corpus in self.corpora]
         counts = np.array(sizes)
         if self.temperature is not None:
-            counts = split_total(sum(sizes), temperature_ratios(sizes, self.temperature))
+            counts = split_total(sum(sizes), temperature_ratios(sizes, self.temperature.at(epoch)))
         rows = [
             draw_rows(size, int(count), np.random.default_rng((seed, epoch, number)))
             for number, (size, count) in enumerate(zip(sizes, counts, strict=True))

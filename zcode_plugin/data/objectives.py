@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
 
 from zcode_plugin.errors import UserError
 
 # The fixed order in which every rank runs them: expert parallelism depends on it.
-KNOWN = ("mt", "dae", "mlm")
+KNOWN = ("mt", "dae", "mlm", "electra")
+
+
+# Those whose batches hide tokens that the encoder tells.
+MASKED = ("mlm", "electra")
 
 
 @dataclass(frozen=True)
@@ -15,25 +23,47 @@ class Objective:
     """One term of the summed loss.
 
     Attributes:
-        name: `mt` (translation), `dae` (denoising) or `mlm` (masked language modelling on the
-            encoder).
-        weight: factor of the objective's mean loss.
+        name: `mt` (translation), `dae` (denoising), `mlm` (masked language modelling on the
+            encoder) or `electra` (finding tokens that a small generator replaced).
+        weight: factor of the objective's mean loss; the last one where it changes.
+        milestones: (update, weight), updates ascending; empty where it does not change.
     """
 
     name: str
     weight: float
+    milestones: tuple[tuple[int, float], ...] = ()
+
+    def weight_at(self, update: int) -> float:
+        """The weight after so many updates: linear between milestones, level outside."""
+        if not self.milestones:
+            return self.weight
+        updates, weights = zip(*self.milestones, strict=True)
+        return float(np.interp(update, updates, weights))
 
 
 def parse_objectives(text: str) -> tuple[Objective, ...]:
-    """`"mt:1,dae:0.5"` -> objectives in the fixed order; a weight left out is 1.
+    """`"mt:1,dae:0@0,1@4000"` -> objectives in the fixed order; a weight left out is 1.
 
     Raises:
-        UserError: an unknown or repeated name, a weight that is no positive number.
+        UserError: an unknown or repeated name, a weight that is no positive number, milestones
+            that do not ascend, updates at which all weights are 0.
     """
-    weights = _by_name("--multitask", text, default="1")
-    if not weights:
+    flag = "--multitask"
+    found: dict[str, Objective] = {}
+    for name, values in _by_name(flag, text).items():
+        if any("@" in value for value in values):
+            milestones = _milestones(flag, text, name, values)
+            found[name] = Objective(name, milestones[-1][1], milestones)
+        else:
+            found[name] = Objective(name, _positive(flag, text, name, values, default="1"))
+    if not found:
         raise UserError('--multitask is empty: give objectives and weights, such as "mt:1,dae:0.5"')
-    return tuple(Objective(name, weights[name]) for name in KNOWN if name in weights)
+    for update in sorted({0, *(step for item in found.values() for step, _ in item.milestones)}):
+        if not any(item.weight_at(update) for item in found.values()):
+            raise UserError(
+                f"{flag} {text!r}: after {update} updates all weights are 0; leave one above"
+            )
+    return tuple(found[name] for name in KNOWN if name in found)
 
 
 def parse_token_budgets(text: str, objectives: tuple[Objective, ...]) -> dict[str, int]:
@@ -43,7 +73,10 @@ def parse_token_budgets(text: str, objectives: tuple[Objective, ...]) -> dict[st
         UserError: an objective that is not trained, a number that is not positive.
     """
     flag = "--multitask-max-tokens"
-    budgets = {name: int(number) for name, number in _by_name(flag, text).items()}
+    budgets = {
+        name: int(_positive(flag, text, name, values))
+        for name, values in _by_name(flag, text).items()
+    }
     trained = [objective.name for objective in objectives]
     for name, number in budgets.items():
         if name not in trained:
@@ -53,21 +86,52 @@ def parse_token_budgets(text: str, objectives: tuple[Objective, ...]) -> dict[st
     return budgets
 
 
-def _by_name(flag: str, text: str, default: str = "") -> dict[str, float]:
-    """Positive numbers by objective."""
-    numbers: dict[str, float] = {}
+def _by_name(flag: str, text: str) -> dict[str, list[str]]:
+    """What stands behind each objective: `"mt:1,dae:0@0,1@9"` -> {mt: [1], dae: [0@0, 1@9]}."""
+    values: dict[str, list[str]] = {}
+    name = ""
     for item in filter(None, (part.strip() for part in text.split(","))):
-        name, _, number = item.partition(":")
+        if name and ":" not in item and "@" in item:
+            values[name].append(item)
+            continue
+        name, _, value = item.partition(":")
         if name not in KNOWN:
             raise UserError(
                 f"{flag} {text!r}: unknown objective {name!r}, choose from {', '.join(KNOWN)}"
             )
-        if name in numbers:
+        if name in values:
             raise UserError(f"{flag} {text!r}: {name} stands there twice, give it once")
-        try:
-            numbers[name] = float(number or default)
-        except ValueError:
-            numbers[name] = -1.0
-        if not 0 < numbers[name] < float("inf"):
-            raise UserError(f"{flag} {text!r}: the number {number!r} of {name} must be positive")
-    return numbers
+        values[name] = [value]
+    return values
+
+
+def _positive(flag: str, text: str, name: str, values: list[str], default: str = "") -> float:
+    number = _number(values[0] or default)
+    if len(values) > 1 or not 0 < number < math.inf:
+        raise UserError(
+            f"{flag} {text!r}: the number {','.join(values)!r} of {name} must be positive"
+        )
+    return number
+
+
+def _milestones(
+    flag: str, text: str, name: str, values: list[str]
+) -> tuple[tuple[int, float], ...]:
+    found = []
+    for value in values:
+        weight, _, update = value.partition("@")
+        if not (update.isdecimal() and 0 <= _number(weight) < math.inf):
+            raise UserError(
+                f"{flag} {text!r}: {value!r} of {name} is no WEIGHT@UPDATE such as 0.5@4000"
+            )
+        found.append((int(update), float(weight)))
+    if any(left >= right for (left, _), (right, _) in pairwise(found)):
+        raise UserError(f"{flag} {text!r}: the updates of {name} must ascend")
+    return tuple(found)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan

@@ -3,8 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """The temperature of each epoch: from `start` linearly to `end`, which epoch `epochs` has.
+
+    A temperature that rises as training goes on first lets large corpora teach what all share.
+    """
+
+    start: float
+    end: float | None = None
+    epochs: int = 1
+
+    def at(self, epoch: int) -> float:
+        """Of an epoch; the first is 1."""
+        if self.end is None:
+            return self.start
+        done = min(1.0, (epoch - 1) / max(1, self.epochs - 1))
+        return self.start + done * (self.end - self.start)
 
 
 def temperature_ratios(sizes: Sequence[int], temperature: float) -> np.ndarray:

@@ -9,23 +9,38 @@ from typing import Any
 from fairseq.models.roberta import RobertaLMHead
 from torch import nn
 
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.electra import Electra
+
 logger = logging.getLogger(__name__)
 
+GENERATOR_SIZE = 0.25
 
-def build_heads(objectives: Iterable[str], encoder: Any, activation: str) -> nn.ModuleDict:
+
+def build_heads(objectives: Iterable[str], encoder: Any, generator_size: float) -> nn.ModuleDict:
     """The heads of the objectives that have one, by objective.
 
     Args:
         objectives: names of those that are trained.
         encoder: of the model; the head of `mlm` tells tokens by the same embeddings.
-        activation: name of the function in the head.
+        generator_size: of `electra`, see `Generator`.
+
+    Raises:
+        UserError: an impossible size.
     """
+    if not 0 < generator_size <= 1:
+        raise UserError(f"--electra-generator-size {generator_size} must lie in (0, 1]")
     heads = nn.ModuleDict()
     if "mlm" in objectives:
         embedding = encoder.embed_tokens
         heads["mlm"] = RobertaLMHead(
-            embedding.embedding_dim, embedding.num_embeddings, activation, embedding.weight
+            embedding.embedding_dim,
+            embedding.num_embeddings,
+            encoder.cfg.activation_fn,
+            embedding.weight,
         )
+    if "electra" in objectives:
+        heads["electra"] = Electra(encoder, generator_size)
     return heads
 
 

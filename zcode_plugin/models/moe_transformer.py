@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import expert_layout
-from zcode_plugin.models.heads import build_heads, fit_heads
+from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
 from zcode_plugin.models.moe_checks import check
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
@@ -143,6 +143,13 @@ class MoETransformer(TransformerModel):
         """Flags of the stock Transformer and of `MoEConfig`."""
         super().add_args(parser)
         add_moe_arguments(parser)
+        parser.add_argument(
+            "--electra-generator-size",
+            type=float,
+            metavar="SHARE",
+            help="electra: width of the generator as a share of the encoder's (default: "
+            f"{GENERATOR_SIZE})",
+        )
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> MoETransformer:
@@ -172,7 +179,10 @@ class MoETransformer(TransformerModel):
         del args.moe, args.topology, model.args, model.cfg.moe, model.cfg.topology
         model.moe, model.topology, model.seed = moe, topology, getattr(args, "seed", 1)
         objectives = [objective.name for objective in getattr(task, "objectives", ())]
-        model.heads = build_heads(objectives, model.encoder, args.activation_fn)
+        size = getattr(args, "electra_generator_size", None)
+        model.heads = build_heads(
+            objectives, model.encoder, GENERATOR_SIZE if size is None else size
+        )
         if topology.size > 1:
             prepare_model(model)
         if moe.balance == "bias":
@@ -198,28 +208,37 @@ class MoETransformer(TransformerModel):
             self._update, self._passes = num_updates, 0
 
     def forward(
-        self, *args: Any, masked_tokens: Tensor | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        objective: str = "mt",
+        masked_tokens: Tensor | None = None,
+        **kwargs: Any,
     ) -> tuple[Tensor, dict[str, Any]]:
         """See `fairseq.models.transformer.TransformerModel.forward`.
 
         With `masked_tokens`, bool [B, S], only the encoder runs, and the output is [N, V] for the
-        N places where it is True.
+        N places where it is True; of `electra` see `Electra` for the extras.
         """
         with recording() as tape, calling(key=(self.seed, self._update, self._passes)):
             if masked_tokens is None:
                 output, extra = super().forward(*args, **kwargs)
             else:
-                output, extra = self._tell(masked_tokens, *args, **kwargs), {}
+                output, extra = self._tell(objective, masked_tokens, *args, **kwargs)
         self._passes += self.training
         if self.training and self.balancer is not None:
             self.balancer.observe(tape)
         extra["moe_stats"] = tape
         return output, extra
 
-    def _tell(self, masked_tokens: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        [features_SBM] = self.encoder(*args, **kwargs)["encoder_out"]
-        output: Tensor = self.heads["mlm"](features_SBM.transpose(0, 1), masked_tokens)
-        return output
+    def _tell(
+        self, objective: str, masked_tokens: Tensor, src_tokens: Tensor, src_lengths: Tensor
+    ) -> tuple[Tensor, dict[str, Any]]:
+        head = self.heads[objective]
+        if objective == "electra":
+            output, extra = head(self.encoder, masked_tokens, src_tokens, src_lengths)
+            return output, extra
+        [features_SBM] = self.encoder(src_tokens, src_lengths)["encoder_out"]
+        return head(features_SBM.transpose(0, 1), masked_tokens), {}
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Stock's, and the heads are those of this model's objectives."""

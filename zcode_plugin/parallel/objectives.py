@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 
 def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, float]:
-    """For each objective of a batch: targets of the first objective per target of this one.
+    """For each name of `target_counts`: targets of the first objective per target of this one.
 
     fairseq's trainer divides the summed loss by the summed sample size, which is the number of the
     first objective's targets. A loss that is first multiplied by these factors is, after that, a
@@ -38,9 +38,11 @@ def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, fl
 
 
 def target_counts(sample: dict[str, Any]) -> dict[str, int]:
-    """Targets of each objective of a batch."""
-    return {
-        name: batch["ntokens"]
-        for name, batch in sample.items()
-        if isinstance(batch, dict) and "ntokens" in batch
-    }
+    """Targets of each objective of a batch; and of electra's discriminator, as `electra.false`."""
+    counts = {}
+    for name, batch in sample.items():
+        if isinstance(batch, dict) and "ntokens" in batch:
+            counts[name] = batch["ntokens"]
+            if name == "electra":
+                counts[f"{name}.false"] = batch["nplaces"]
+    return counts

@@ -13,6 +13,7 @@ from omegaconf import II, MISSING
 
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
+from zcode_plugin.data.sampling import Temperature
 from zcode_plugin.errors import UserError
 from zcode_plugin.tasks.bleu import EvalBleuConfig
 
@@ -35,8 +36,9 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     multitask: str = field(
         default="mt:1",
         metadata={
-            "help": 'objectives and their weights, such as "mt:1,dae:0.5": mt translates, dae '
-            "restores noised monolingual text, mlm tells masked words of it; the loss is the weighted sum of their means"
+            "help": 'objectives and their weights, such as "mt:1,dae:0.5", or a weight that changes '
+            'linearly between updates, "dae:0@0,1@4000": mt translates, dae '
+            "restores noised monolingual text, mlm tells masked words of it, electra finds words that a small generator replaced; the loss is the weighted sum of their means"
         },
     )
     multitask_max_tokens: str = field(
@@ -66,7 +68,7 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     mono_langs: Optional[str] = field(
         default=None,
         metadata={
-            "help": "comma-separated languages of dae and mlm (default: all with monolingual data in DATA)"
+            "help": "comma-separated languages of dae, mlm and electra (default: all with monolingual data in DATA)"
         },
     )
     source_lang: Optional[str] = field(
@@ -91,12 +93,20 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     sampling_method: _Sampling = field(  # type: ignore[valid-type]
         default="concat",
         metadata={
-            "help": "how directions, and languages of dae and mlm, share an epoch: by size (concat), by "
+            "help": "how directions, and languages of monolingual data, share an epoch: by size (concat), by "
             "size^(1/T) (temperature), or alike (uniform)"
         },
     )
     sampling_temperature: float = field(
         default=1.5, metadata={"help": "T of --sampling-method temperature"}
+    )
+    sampling_temperature_end: Optional[float] = field(
+        default=None,
+        metadata={"help": "let T change linearly to this (default: it stays)"},
+    )
+    sampling_temperature_epochs: int = field(
+        default=5,
+        metadata={"help": "the epoch from which on it is --sampling-temperature-end"},
     )
     dae_mask: float = field(
         default=0.1, metadata={"help": "dae: probability that a word is replaced by a mask"}
@@ -115,7 +125,7 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         default=3.0, metadata={"help": "dae: mean length of those spans, in words (Poisson)"}
     )
     mlm_mask: float = field(
-        default=0.15, metadata={"help": "mlm: probability that a word is to be told"}
+        default=0.15, metadata={"help": "mlm, electra: probability that a word is to be told"}
     )
     mlm_random: float = field(
         default=0.1,
@@ -126,7 +136,7 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         metadata={"help": "mlm: share of them that stay; all others are masked"},
     )
     mlm_single_tokens: bool = field(
-        default=False, metadata={"help": "mlm: choose single tokens rather than whole words"}
+        default=False, metadata={"help": "mlm, electra: choose single tokens rather than whole words"}
     )
     left_pad_source: bool = field(
         default=True, metadata={"help": "do not pad the source on the left"}
@@ -160,15 +170,31 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
 
 
 # Functions rather than methods: fairseq hands the options on as a DictConfig, which has none.
-def temperature(cfg: MultitaskMultilingualConfig) -> float:
+def temperature(cfg: MultitaskMultilingualConfig) -> Temperature:
     """T of the sampling; uniform is the limit of a great T."""
-    method = str(cfg.sampling_method)
-    if method == "temperature" and cfg.sampling_temperature <= 0:
+    method, end = str(cfg.sampling_method), cfg.sampling_temperature_end
+    if method != "temperature":
+        if end is not None:
+            raise UserError(
+                f"--sampling-temperature-end {end} goes with --sampling-method temperature, which "
+                f"is {method}: change one"
+            )
+        return Temperature(1.0 if method == "concat" else float("inf"))
+    for flag, value in (
+        ("--sampling-temperature", cfg.sampling_temperature),
+        ("--sampling-temperature-end", end),
+    ):
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(
+                f"{flag} {value} must be positive; 1 keeps the proportions of the data, greater "
+                "values level them"
+            )
+    if cfg.sampling_temperature_epochs < 2:
         raise UserError(
-            f"--sampling-temperature {cfg.sampling_temperature} must be positive; 1 keeps the "
-            "proportions of the data, greater values level them"
+            f"--sampling-temperature-epochs {cfg.sampling_temperature_epochs} is too small: give "
+            "at least 2"
         )
-    return {"concat": 1.0, "uniform": float("inf")}.get(method, cfg.sampling_temperature)
+    return Temperature(cfg.sampling_temperature, end, cfg.sampling_temperature_epochs)
 
 
 def noise(cfg: MultitaskMultilingualConfig) -> Noise:
@@ -182,9 +208,10 @@ def noise(cfg: MultitaskMultilingualConfig) -> Noise:
     )
 
 
-def masking(cfg: MultitaskMultilingualConfig) -> Masking:
-    """The masking of mlm."""
-    return Masking(cfg.mlm_mask, cfg.mlm_random, cfg.mlm_keep, not cfg.mlm_single_tokens)
+def masking(cfg: MultitaskMultilingualConfig, objective: str) -> Masking:
+    """The masking of mlm or electra; electra masks all tokens that are to be told."""
+    rates = (cfg.mlm_random, cfg.mlm_keep) if objective == "mlm" else (0.0, 0.0)
+    return Masking(cfg.mlm_mask, *rates, whole_words=not cfg.mlm_single_tokens)
 
 
 def comma_list(value: Any) -> list[str]:

@@ -25,6 +25,7 @@ from zcode_plugin.data.languages import (
     monolingual_prefix,
     pair_prefix,
 )
+from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.errors import UserError
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, masking, noise
 
@@ -51,7 +52,7 @@ class CorpusLoader:
         self.langs = langs
         self.pairs = pairs
         self.noise = noise(cfg)
-        self.masking = masking(cfg)
+        self.masking = {name: masking(cfg, name) for name in MASKED}
         self.starts_word = word_starts(dictionary)
         self.mask = dictionary.index(MASK)
 
@@ -92,7 +93,7 @@ class CorpusLoader:
     def _monolingual_corpora(
         self, name: str, directory: Path, split: str, required: bool
     ) -> list[Corpus]:
-        build = self._masked_corpus if name == "mlm" else self._denoising_corpus
+        build = partial(self._masked_corpus, name) if name in MASKED else self._denoising_corpus
         wanted = comma_list(self.cfg.mono_langs)
         corpora: list[Corpus] = []
         for lang in wanted or monolingual_languages(directory, split):
@@ -128,12 +129,12 @@ class CorpusLoader:
             target_token=self.decoder_token(pair),
         )
 
-    def _masked_corpus(self, prefix: Path, lang: str) -> MaskedCorpus:
+    def _masked_corpus(self, name: str, prefix: Path, lang: str) -> MaskedCorpus:
         special = {self.dictionary.index(language_token(lang)) for lang in self.langs}
         return MaskedCorpus(
             lang,
             load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
-            masking=self.masking,
+            masking=self.masking[name],
             starts_word=self.starts_word,
             ordinary=ordinary_tokens(self.dictionary, {*special, self.mask}),
             mask=self.mask,

@@ -94,6 +94,7 @@ class TrainingTask(FairseqTask):
             follow_optimizer(balancer, optimizer)
             balancer.counting = not ignore_grad
         with failing_together(f"update {update_num + 1}", topology.size > 1):
+            criterion.update = update_num
             criterion.normalizers = normalizers(sample, ignore=ignore_grad)
             return super().train_step(
                 sample, model, criterion, optimizer, update_num, ignore_grad

@@ -1,0 +1,97 @@
+"""One objective's pass through the model: its summed losses, and what is logged of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fairseq import metrics
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+
+from zcode_plugin.data.objectives import MASKED
+
+# Further sums of single objectives: right tokens; of electra's discriminator its loss, the places
+# where it is right, and the false tokens.
+FURTHER_SUMS: Mapping[str, tuple[str, ...]] = {
+    "mlm": ("correct",),
+    "electra": ("correct", "false_loss", "false_correct", "false"),
+}
+
+
+@dataclass(frozen=True)
+class ObjectivePass:
+    """Sums over the targets of a batch.
+
+    Attributes:
+        loss: to be minimised, label smoothing included.
+        nll_loss: without it.
+        layers: packed `LayerStats` of the MoE layers.
+        further: `FURTHER_SUMS` of the objective.
+    """
+
+    loss: Tensor
+    nll_loss: Tensor
+    layers: list[Tensor]
+    further: dict[str, Tensor]
+
+
+def run_objective(
+    model: Any, objective: str, batch: dict[str, Any], label_smoothing: float, padding: int
+) -> ObjectivePass:
+    """The pass of a batch; single tokens that are told are not smoothed."""
+    output = model(**batch["net_input"])
+    lprobs = model.get_normalized_probs(output, log_probs=True)
+    lprobs = lprobs.view(-1, lprobs.size(-1))
+    target = model.get_targets(batch, output).view(-1)
+    is_masked = objective in MASKED
+    loss, nll_loss = label_smoothed_nll_loss(
+        lprobs, target, 0.0 if is_masked else label_smoothing, ignore_index=padding
+    )
+    further = {"correct": (lprobs.argmax(1) == target).sum()} if is_masked else {}
+    if objective == "electra":
+        further.update(_discriminate(batch, output[1], padding))
+    return ObjectivePass(loss, nll_loss, list(output[1].get("moe_stats", {}).values()), further)
+
+
+def _discriminate(batch: dict[str, Any], extra: dict[str, Any], padding: int) -> dict[str, Tensor]:
+    """Sums of the discriminator, over all tokens but padding.
+
+    A token is false where the proposal is not the token that was hidden there.
+    """
+    tokens_BS, masked_BS = batch["net_input"]["src_tokens"], batch["net_input"]["masked_tokens"]
+    false_BS = torch.zeros_like(masked_BS)
+    false_BS[masked_BS] = extra["proposed"] != batch["target"]
+    is_token_BS = tokens_BS.ne(padding)
+    scores, is_false = extra["false_scores"][is_token_BS].float(), false_BS[is_token_BS]
+    return {
+        "false_loss": binary_cross_entropy_with_logits(scores, is_false.float(), reduction="sum"),
+        "false_correct": ((scores > 0) == is_false).sum(),
+        "false": is_false.sum(),
+    }
+
+
+def log_means(name: str, sums: Mapping[str, float]) -> None:
+    """Log the means of an objective, in bits and percent; nothing of one without targets."""
+    tokens = sums[f"{name}_ntokens"]
+    if not tokens:
+        return
+    bits = {kind: sums[f"{name}_{kind}"] / tokens / math.log(2) for kind in ("loss", "nll_loss")}
+    if name == "electra":
+        places = sums[f"{name}_nplaces"]
+        false_bits = sums[f"{name}_false_loss"] / places / math.log(2)
+        bits["loss"] += sums[f"{name}_false_weight"] / places * false_bits
+        metrics.log_scalar(f"{name}_false_loss", false_bits, places, round=3)
+        for kind, label in (("false_correct", "false_accuracy"), ("false", "false_share")):
+            share = 100 * sums[f"{name}_{kind}"] / places
+            metrics.log_scalar(f"{name}_{label}", share, places, round=2)
+    for kind, value in bits.items():
+        metrics.log_scalar(f"{name}_{kind}", value, tokens, round=3)
+    if name in MASKED:
+        share = 100 * sums[f"{name}_correct"] / tokens
+        metrics.log_scalar(f"{name}_accuracy", share, tokens, round=2)
+    metrics.log_scalar(f"_{name}_weight", sums[f"{name}_weight"] / tokens, tokens)
