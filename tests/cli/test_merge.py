@@ -49,7 +49,7 @@ def test_merges_all_ranks_and_overwrites_only_when_forced(
     ended = zcode("merge", merged)
     assert ended.returncode == 2
     assert ended.stderr == (
-        f"zcode merge: error: {merged} exists: --force overwrites it, --out names another file\n"
+        f"zcode merge: error: {merged} exists: --force overwrites it, --out names another\n"
     )
     assert merged.read_text(encoding="utf-8") == "precious"
     assert zcode("merge", merged, "--force").returncode == 0
@@ -82,7 +82,7 @@ def test_one_file_needs_no_merging(zcode: Run, tmp_path: Path) -> None:
         (["{none}.pt"], "there is no {none}.pt, nor {none}-rank-0.pt: name a checkpoint"),
         (["{none}-rank-3.pt"], "there is no {none}-rank-3.pt, nor {none}-rank-0.pt: name a "
          "checkpoint"),
-        (["{0}", "--out", "{1}"], "--out {1} is one of the files to merge: name another"),
+        (["{0}", "--out", "{1}"], "--out: {1} is one of the files to read; name another"),
         (["{0}", "--out", "{none}/x.pt"], "--out {none}/x.pt: there is no folder {none}; make it "
          "first"),
     ],

@@ -78,6 +78,16 @@ def test_expert_groups_wait_as_long_as_the_default_group() -> None:
             ["--expert-parallel-size", "2", "--moe-expert-count", "4,3"],
             "--expert-parallel-size 2 must divide the world size 2 and --moe-expert-count 3,4",
         ),
+        (
+            2,
+            ["--expert-parallel-size", "2", "--zero-sharding", "os"],
+            "--zero-sharding os spreads the optimizer's state over all ranks",
+        ),
+        (
+            2,
+            ["--expert-parallel-size", "2", "--encoder-layerdrop", "0.1"],
+            "--encoder-layerdrop and --decoder-layerdrop drop different layers",
+        ),
         (2, ["--distributed-timeout", "0"], "--distributed-timeout 0.0 must be positive"),
     ],
 )

@@ -59,10 +59,8 @@ def _check(options: Any, world: int) -> None:
     parallel = config.get(options, "expert_parallel_size", 1) if world > 1 else 1
     if parallel > 1:
         _check_name(whole, restore)
-    files = names.find_rank_files(whole)
-    if parallel > 1:
         finish_save(whole, world)
-        files = names.find_rank_files(whole)
+    files = names.find_rank_files(whole)
     if not (files if parallel > 1 else whole.is_file()):
         _check_first_start(options, whole, files, world, parallel)
         return

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zcode_plugin.checkpoint import names
 from zcode_plugin.cli.console import count, format_table, step
+from zcode_plugin.cli.outputs import check_outputs, output_name
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Average the weights of several checkpoints of a run, as the script of fairseq's
@@ -60,7 +61,6 @@ def run(args: argparse.Namespace) -> int:
     from zcode_plugin.checkpoint import config, io
     from zcode_plugin.checkpoint.average import average_ranks, average_whole
     from zcode_plugin.checkpoint.gather import find_files
-    from zcode_plugin.cli.reshard import check_outputs, output_name
 
     checkpoints = [find_files(path) for path in _chosen(args)]
     in_ranks = not args.merge and all(names.rank_of(files[0]) is not None for files in checkpoints)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zcode_plugin.checkpoint import names
 from zcode_plugin.cli.console import count, step
+from zcode_plugin.cli.outputs import check_outputs
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Merge the checkpoint files of all ranks (CKPT-rank-0.pt, CKPT-rank-1.pt, ...) into
@@ -35,10 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         return _nothing_to_merge(args.checkpoint)
     output = args.out or names.without_rank(args.checkpoint)
-    if output.resolve() in [path.resolve() for path in files.values()]:
-        raise UserError(f"--out {output} is one of the files to merge: name another")
-    if output.exists() and not args.force:
-        raise UserError(f"{output} exists: --force overwrites it, --out names another file")
+    check_outputs([output], output, list(files.values()), force=args.force)
     if not output.parent.is_dir():
         raise UserError(f"--out {output}: there is no folder {output.parent}; make it first")
     _merge(files, output)

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.checkpoint import names
 from zcode_plugin.cli.console import count, format_table, step
+from zcode_plugin.cli.outputs import check_outputs, output_name
 from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,43 +80,6 @@ def run(args: argparse.Namespace) -> int:
         current.detail = str(outputs[0])
     _print_report(resharding, sum(path.stat().st_size for path in files), written)
     return 0
-
-
-def output_name(out: str, first: Path) -> Path:
-    """The name without a rank: `--out` itself, or the input's name in that folder.
-
-    Raises:
-        UserError: there is no folder in which to write.
-    """
-    path = Path(out)
-    if path.suffix != ".pt" or out.endswith("/") or path.is_dir():
-        path = path / names.without_rank(first).name
-    elif names.rank_of(path) is not None:
-        raise UserError(f"--out {path}: give the name without -rank-{names.rank_of(path)}")
-    if not path.parent.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {path.parent.parent}; make it first")
-    return path
-
-
-def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force: bool) -> None:
-    """Refuse to overwrite what is read, and anything without `--force`.
-
-    Raises:
-        UserError: naming the file; also one of a rank beyond those that are written, which would
-            make the set one of another run.
-    """
-    read = {path.resolve() for path in inputs}
-    for path in outputs:
-        if path.resolve() in read:
-            raise UserError(f"--out: {path} is one of the files to read; name another")
-        if path.exists() and not force:
-            raise UserError(f"{path} exists: --force overwrites it, --out names another")
-    if outputs[0] != whole:
-        for path in names.find_rank_files(whole).values():
-            if path not in outputs:
-                raise UserError(
-                    f"{path} is of a run with more ranks: move it away, or name another --out"
-                )
 
 
 def _print_report(resharding: Resharding, read: int, written: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import ExpertLayout
 from zcode_plugin.models.moe_config import MoEConfig
@@ -26,6 +28,29 @@ def check(moe: MoEConfig, layout: ExpertLayout) -> None:
                     f"--moe-top-k {moe.moe_top_k} is more than --moe-expert-count {count} of "
                     f"{side} layer {index + 1}: give at most as many"
                 )
+
+
+def check_parallel(args: Namespace) -> None:
+    """Refuse stock's options that cannot work while ranks hold experts of their own.
+
+    Args:
+        args: all options of the run.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if args.encoder_layerdrop or args.decoder_layerdrop:
+        raise UserError(
+            "--encoder-layerdrop and --decoder-layerdrop drop different layers on different "
+            "ranks, which would wait for each other's tokens: set them to 0 when "
+            "--expert-parallel-size is more than 1"
+        )
+    if getattr(args, "zero_sharding", "none") != "none":
+        raise UserError(
+            f"--zero-sharding {args.zero_sharding} spreads the optimizer's state over all ranks, "
+            "but those of different experts have none in common: leave it out, or set "
+            "--expert-parallel-size to 1"
+        )
 
 
 def _check_ranges(moe: MoEConfig) -> None:

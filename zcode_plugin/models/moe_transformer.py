@@ -19,11 +19,10 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
-from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
-from zcode_plugin.models.moe_checks import check
+from zcode_plugin.models.moe_checks import check, check_parallel
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.context import calling, hand_in_context
@@ -161,15 +160,12 @@ class MoETransformer(TransformerModel):
         moe = MoEConfig.from_namespace(args)
         layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
         check(moe, layout)
+        if moe.expert_parallel_size > 1:
+            # Before groups are made: a rank that ends would leave others waiting there.
+            check_parallel(args)
         topology = expert_topology(
             moe.expert_parallel_size, [count for side in layout.values() for count in side.values()]
         )
-        if topology.size > 1 and (args.encoder_layerdrop or args.decoder_layerdrop):
-            raise UserError(
-                "--encoder-layerdrop and --decoder-layerdrop drop different layers on different "
-                "ranks, which would wait for each other's tokens: set them to 0 when "
-                "--expert-parallel-size is more than 1"
-            )
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
         # architectures.py); the stock decoder would insert BASE layers.

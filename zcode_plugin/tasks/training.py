@@ -53,6 +53,8 @@ class TrainingTask(FairseqTask):
         if dist.is_initialized():
             set_timeout(self.cfg.distributed_timeout, [None, get_global_group()])
             report_failures()
+            # A rank that refuses its options ends; no other may still be connecting to it.
+            dist.barrier()
         elif not from_checkpoint:
             check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))
         model = super().build_model(cfg, from_checkpoint)

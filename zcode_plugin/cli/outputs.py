@@ -1,0 +1,45 @@
+"""Where verbs that write checkpoints write them, and what they refuse to overwrite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zcode_plugin.checkpoint import names
+from zcode_plugin.errors import UserError
+
+
+def output_name(out: str, first: Path) -> Path:
+    """The name without a rank: `--out` itself, or the input's name in that folder.
+
+    Raises:
+        UserError: there is no folder in which to write.
+    """
+    path = Path(out)
+    if path.suffix != ".pt" or out.endswith("/") or path.is_dir():
+        path = path / names.without_rank(first).name
+    elif names.rank_of(path) is not None:
+        raise UserError(f"--out {path}: give the name without -rank-{names.rank_of(path)}")
+    if not path.parent.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {path.parent.parent}; make it first")
+    return path
+
+
+def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force: bool) -> None:
+    """Refuse to overwrite what is read, and anything without `--force`.
+
+    Raises:
+        UserError: naming the file; also one of a rank beyond those that are written, which would
+            make the set one of another run.
+    """
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise UserError(f"--out: {path} is one of the files to read; name another")
+        if path.exists() and not force:
+            raise UserError(f"{path} exists: --force overwrites it, --out names another")
+    if outputs[0] != whole:
+        for path in names.find_rank_files(whole).values():
+            if path not in outputs:
+                raise UserError(
+                    f"{path} is of a run with more ranks: move it away, or name another --out"
+                )
