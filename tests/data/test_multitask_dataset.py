@@ -148,6 +148,14 @@ def test_the_share_of_an_epoch_follows_a_temperature_that_changes() -> None:
     assert shares == pytest.approx(small, abs=0.001)
 
 
+def test_weights_are_factors_of_the_shares() -> None:
+    corpora = [Numbered(name, [4] * size) for name, size in (("a", 600), ("b", 300), ("c", 100))]
+    stream = Stream("mt", corpora, Temperature(1.0), weights={"b": 2, "c": 0.5})
+    stream.draw(seed=1, epoch=1)
+    shares = np.bincount(stream.corpus_of) / 1000
+    assert shares == pytest.approx([600 / 1250, 600 / 1250, 50 / 1250], abs=0.001)
+
+
 def test_a_rank_without_a_batch_gets_one_without_targets() -> None:
     empty = {"ntokens": 0, "corpora": []}
     assert build(mt=[5], dae=[5]).collater([]) == {"mt": empty, "dae": empty}

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from fairseq import tasks
 
 Configure = Callable[..., Any]
@@ -127,6 +128,12 @@ def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: P
             "--sampling-temperature-end -1.0 must be positive",
         ),
         (["--sampling-temperature-end", "5"], "goes with --sampling-method temperature"),
+        (["--sampling-weights", "aa-bb"], "--sampling-weights: 'aa-bb' is no NAME:FACTOR"),
+        (["--sampling-weights", "aa-bb:0"], "--sampling-weights: 'aa-bb:0' is no NAME:FACTOR"),
+        (
+            ["--sampling-weights", "aa-cc:2"],
+            "--sampling-weights: aa-cc is none of the corpora aa-bb, bb-aa",
+        ),
         (["--dae-mask", "1.5"], "--dae-mask 1.5 must lie in"),
         (["--moe-top-k", "9"], "--moe-top-k 9 is more than --moe-expert-count 4"),
         (["--moe-expert-count", "0"], "--moe-expert-count 0 is too small: give at least 1"),
@@ -183,6 +190,49 @@ def test_validation_has_all_data_once(configure: Configure, reversal: Path) -> N
         [(name, part)] = dataset.collater([dataset[index] for index in batch]).items()
         counts[name] += part["nsentences"]
     assert counts == {"mt": 200, "dae": 200}
+
+
+def test_sampling_weights_of_directions_and_languages(
+    configure: Configure, reversal: Path
+) -> None:
+    task = load(
+        configure, reversal, "--multitask", "mt,dae", "--sampling-weights", "aa-bb:3,bb:0.25"
+    )
+    mt, dae = task.dataset("train").streams
+    assert [int((mt.corpus_of == number).sum()) for number in (0, 1)] == [6000, 2000]
+    assert [int((dae.corpus_of == number).sum()) for number in (0, 1)] == [6400, 1600]
+
+
+def test_gradients_are_the_weighted_sum_of_separate_passes(
+    configure: Configure, reversal: Path
+) -> None:
+    cfg = configure(
+        reversal, "--multitask", "mt:2,dae:0.5,mlm:0.3", "--dropout", "0", "--moe-jitter-eps", "0",
+        "--moe-token-priority", "position",
+        # A pass alone would weigh its gates' losses by its own targets.
+        "--moe-gate-loss-wt", "0",
+    )  # fmt: skip
+    task = tasks.setup_task(cfg.task)
+    model, criterion = task.build_model(cfg.model), task.build_criterion(cfg.criterion)
+    task.load_dataset("train")
+    sample = first_batch(task)
+    criterion.normalizers = {"mt": 1.0, "dae": 1.5, "mlm": 4.0}
+
+    def gradients(names: list[str]) -> dict[str, Any]:
+        model.zero_grad()
+        part = {name: sample[name] for name in names}
+        criterion(model, part)[0].backward()
+        return {
+            name: parameter.grad.clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
+
+    together = gradients(["mt", "dae", "mlm"])
+    parts = [gradients([name]) for name in ("mt", "dae", "mlm")]
+    for name, grad in together.items():
+        expected = sum(part[name] for part in parts if name in part)
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_a_weight_follows_the_update(configure: Configure, reversal: Path) -> None:

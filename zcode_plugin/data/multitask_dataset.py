@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,12 +30,14 @@ class Stream:
         corpora: one for each direction or language.
         temperature: of the sampling; None takes every row once, in order.
         max_tokens: tokens of a batch; None for the run's `--max-tokens`.
+        weights: factors of the shares of corpora, by name; 1 where none is given.
     """
 
     name: str
     corpora: Sequence[Corpus]
     temperature: Temperature | None
     max_tokens: int | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
     corpus_of: np.ndarray = field(init=False)
     row_of: np.ndarray = field(init=False)
     src_sizes: np.ndarray = field(init=False)
@@ -46,7 +48,9 @@ class Stream:
         sizes = [len(corpus) for corpus in self.corpora]
         counts = np.array(sizes)
         if self.temperature is not None:
-            counts = split_total(sum(sizes), temperature_ratios(sizes, self.temperature.at(epoch)))
+            weights = [self.weights.get(corpus.name, 1.0) for corpus in self.corpora]
+            ratios = temperature_ratios(sizes, self.temperature.at(epoch), weights)
+            counts = split_total(sum(sizes), ratios)
         rows = [
             draw_rows(size, int(count), np.random.default_rng((seed, epoch, number)))
             for number, (size, count) in enumerate(zip(sizes, counts, strict=True))

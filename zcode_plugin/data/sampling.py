@@ -27,10 +27,17 @@ class Temperature:
         return self.start + done * (self.end - self.start)
 
 
-def temperature_ratios(sizes: Sequence[int], temperature: float) -> np.ndarray:
-    """Shares proportional to size^(1/T): T = 1 keeps the sizes' proportions, greater T levels."""
-    weights = np.asarray(sizes, dtype=np.float64) ** (1.0 / temperature)
-    return weights / weights.sum()
+def temperature_ratios(
+    sizes: Sequence[int], temperature: float, weights: Sequence[float] | None = None
+) -> np.ndarray:
+    """Shares proportional to weight x size^(1/T).
+
+    T = 1 keeps the sizes' proportions, greater T levels. Without `weights` each is 1.
+    """
+    shares = np.asarray(sizes, dtype=np.float64) ** (1.0 / temperature)
+    if weights is not None:
+        shares = shares * np.asarray(weights)
+    return shares / shares.sum()
 
 
 def split_total(total: int, ratios: np.ndarray) -> np.ndarray:

@@ -108,6 +108,13 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         default=5,
         metadata={"help": "the epoch from which on it is --sampling-temperature-end"},
     )
+    sampling_weights: str = field(
+        default="",
+        metadata={
+            "help": "factors of the shares of single directions, or of languages of monolingual "
+            'data, whatever the method: "de-en:2,fr-en:0.5,de:3"'
+        },
+    )
     dae_mask: float = field(
         default=0.1, metadata={"help": "dae: probability that a word is replaced by a mask"}
     )
@@ -195,6 +202,23 @@ def temperature(cfg: MultitaskMultilingualConfig) -> Temperature:
             "at least 2"
         )
     return Temperature(cfg.sampling_temperature, end, cfg.sampling_temperature_epochs)
+
+
+def sampling_weights(cfg: MultitaskMultilingualConfig) -> dict[str, float]:
+    """Factors by direction or language."""
+    weights: dict[str, float] = {}
+    for item in comma_list(cfg.sampling_weights):
+        name, _, number = item.partition(":")
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            weights[name] = -1.0
+        if not 0 < weights[name] < float("inf"):
+            raise UserError(
+                f"--sampling-weights: {item!r} is no NAME:FACTOR with a positive factor, such as "
+                "de-en:2; to leave a direction out drop it from --lang-pairs"
+            )
+    return weights
 
 
 def noise(cfg: MultitaskMultilingualConfig) -> Noise:

@@ -25,7 +25,12 @@ from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import parse_objectives, parse_token_budgets
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.tasks.bleu import BleuEvaluation
-from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, temperature
+from zcode_plugin.tasks.config import (
+    MultitaskMultilingualConfig,
+    comma_list,
+    sampling_weights,
+    temperature,
+)
 from zcode_plugin.tasks.loading import CorpusLoader
 from zcode_plugin.tasks.training import TrainingTask
 
@@ -59,6 +64,7 @@ class MultitaskMultilingualTask(TrainingTask):
         self.token_budgets = parse_token_budgets(cfg.multitask_max_tokens, self.objectives)
         self.direction = _direction(cfg)
         self.temperature = temperature(cfg)
+        self.sampling_weights = sampling_weights(cfg)
         self.loader = CorpusLoader(cfg, dictionary, langs, pairs)
         if cfg.eval_bleu and self.direction is None:
             self.bleu = BleuEvaluation(cfg, dictionary, [str(pair) for pair in pairs])
@@ -132,9 +138,12 @@ class MultitaskMultilingualTask(TrainingTask):
                 self.loader.corpora(objective.name, directory, split, required=is_train),
                 self.temperature if is_train else None,
                 self.token_budgets.get(objective.name),
+                self.sampling_weights,
             )
             for objective in self.objectives
         ]
+        if is_train:
+            self._check_sampling_weights(streams)
         if not is_train:
             streams = [stream for stream in streams if stream.corpora]
         if not streams:
@@ -147,6 +156,14 @@ class MultitaskMultilingualTask(TrainingTask):
         self.datasets[split] = MultitaskDataset(
             streams, collater, collater.empty, seed=self.cfg.seed, joint=is_train
         )
+
+    def _check_sampling_weights(self, streams: list[Stream]) -> None:
+        known = {corpus.name: None for stream in streams for corpus in stream.corpora}
+        for name in self.sampling_weights:
+            if name not in known:
+                raise UserError(
+                    f"--sampling-weights: {name} is none of the corpora {', '.join(known)}"
+                )
 
     # Translation
 
