@@ -11,12 +11,15 @@ from pathlib import Path
 import pytest
 from toy import TASK, generate, lines, run, train
 
+from zcode_plugin.checkpoint import io
+
 OBJECTIVES = ("mt", "dae", "mlm", "electra")
 OPTIONS = (
     "--multitask", "mt:1,dae:0.5,mlm:0.5,electra:0.2", "--max-tokens", "200",
     "--multitask-max-tokens", "dae:120,mlm:80,electra:60", "--sampling-method", "temperature",
     "--sampling-temperature", "5", "--expert-parallel-size", "2", "--decoder-langtok",
     "--save-interval-updates", "7", "--validate-interval-updates", "7",
+    "--best-checkpoint-metric", "mt_nll_loss_cc-aa",
 )  # fmt: skip
 
 
@@ -67,6 +70,10 @@ def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
     assert all(name in entry for entry in losses for name in names)
     [validation, *_] = entries(whole, '"valid_loss"')
     assert all(f"valid_{name}" in validation for name in names)
+    assert "valid_electra_nll_loss_cc" in validation
+    best = io.load_options(tmp_path / "whole" / "checkpoint_best-rank-0.pt")["extra_state"]["best"]
+    valid = [entry["valid_mt_nll_loss_cc-aa"] for entry in entries(whole, '"valid_loss"')]
+    assert best == min(map(float, valid))
 
     resumed = tmp_path / "resumed"
     resumed.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq import tasks
+from fairseq import metrics, tasks
 
 Configure = Callable[..., Any]
 
@@ -253,3 +254,41 @@ def test_a_weight_follows_the_update(configure: Configure, reversal: Path) -> No
         model.train()
         _, _, logs = criterion(model, sample)
         assert (logs["dae_ntokens"] > 0) == (weight > 0)
+
+
+def test_validation_has_the_loss_of_each_direction_and_language(
+    configure: Configure, reversal: Path
+) -> None:
+    """The parts add up to the whole, and equal the loss of a batch of that corpus alone."""
+    cfg = configure(reversal, "--multitask", "mt,dae,mlm", "--label-smoothing", "0.1")
+    task = tasks.setup_task(cfg.task)
+    model, criterion = task.build_model(cfg.model).eval(), task.build_criterion(cfg.criterion)
+    task.load_dataset("train")
+    sample = first_batch(task)
+    with torch.no_grad():
+        _, _, logs = criterion(model, sample)
+    for objective, corpora in {"mt": ["aa-bb", "bb-aa"], "dae": ["aa", "bb"]}.items():
+        batch = sample[objective]
+        whole = sum(float(logs[f"{objective}_nll_{name}"]) for name in corpora)
+        assert whole == pytest.approx(float(logs[f"{objective}_nll_loss"]), rel=1e-5)
+        for name in corpora:
+            rows = [place for place, corpus in enumerate(batch["corpora"]) if corpus == name]
+            assert rows
+            inputs = {key: value[rows] for key, value in batch["net_input"].items()}
+            with torch.no_grad():
+                lprobs = model(**inputs)[0].log_softmax(-1)
+            target = batch["target"][rows].unsqueeze(2)
+            told = lprobs.gather(2, target)[target != task.dictionary.pad()]
+            assert float(logs[f"{objective}_targets_{name}"]) == len(told)
+            assert float(logs[f"{objective}_nll_{name}"]) == pytest.approx(
+                -float(told.sum()), rel=1e-4
+            )
+    counts = [float(logs[f"mlm_targets_{name}"]) for name in ("aa", "bb")]
+    assert sum(counts) == sample["mlm"]["ntokens"]
+    with metrics.aggregate(new_root=True) as meters:
+        criterion.reduce_metrics([logs])
+    assert meters["mt_nll_loss_aa-bb"].avg == pytest.approx(
+        float(logs["mt_nll_aa-bb"]) / float(logs["mt_targets_aa-bb"]) / math.log(2)
+    )
+    model.train()
+    assert not [name for name in criterion(model, sample)[2] if "aa-bb" in name]

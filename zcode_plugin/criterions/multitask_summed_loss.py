@@ -1,7 +1,9 @@
 """The fairseq criterion `multitask_summed_loss`."""
 
 # No postponed annotations: fairseq builds its parser from the types of the fields.
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 from zcode_plugin.criterions.objective_pass import (
     FURTHER_SUMS,
     ObjectivePass,
+    corpus_sums,
     log_means,
     run_objective,
 )
@@ -63,6 +66,7 @@ class MultitaskSummedLoss(FairseqCriterion):
     and `electra_accuracy`, hidden tokens that are told, in percent; of electra's discriminator
     `electra_false_loss`, `electra_false_accuracy` and `electra_false_share`, the percentage of
     false tokens: always to say "true" is right in 100 minus that.
+    In validation `OBJECTIVE_nll_loss_CORPUS` is that of each direction or language.
     The metrics of the experts are those of all objectives' passes; with several objectives
     `OBJECTIVE_moe_gate_loss` and some more are those of its own passes.
 
@@ -86,6 +90,7 @@ class MultitaskSummedLoss(FairseqCriterion):
         self.z_loss_wt = moe_z_loss_wt
         self.discriminator_wt = electra_discriminator_wt
         self.objectives = getattr(task, "objectives", (Objective("mt", 1.0),))
+        self.corpora = getattr(task, "corpora", {})
         self.normalizers: dict[str, float] = {}
         self.update = 0
 
@@ -100,7 +105,8 @@ class MultitaskSummedLoss(FairseqCriterion):
         """
         batches = {"mt": sample} if "net_input" in sample else sample
         device = next(iter(batches.values()))["target"].device
-        logs: dict[str, Any] = _empty_log(self.objectives, device)
+        corpora = {} if model.training else self.corpora
+        logs: dict[str, Any] = _empty_log(self.objectives, device, corpora)
         losses: list[Tensor] = []
         stats: dict[str, list[Tensor]] = {}
         for objective in self.objectives:
@@ -109,7 +115,14 @@ class MultitaskSummedLoss(FairseqCriterion):
                 continue
             batch = batches[objective.name]
             with labelled(objective=objective.name):
-                own = run_objective(model, objective.name, batch, self.eps, self.padding_idx)
+                own = run_objective(
+                    model,
+                    objective.name,
+                    batch,
+                    label_smoothing=self.eps,
+                    padding=self.padding_idx,
+                    corpora=corpora.get(objective.name, ()) if "corpora" in batch else (),
+                )
             losses.append(weight * self._loss(objective.name, own))
             stats[objective.name] = own.layers
             _log_objective(logs, objective.name, batch, own)
@@ -184,7 +197,9 @@ class MultitaskSummedLoss(FairseqCriterion):
 
 
 def _empty_log(
-    objectives: tuple[Objective, ...], device: torch.device | None = None
+    objectives: tuple[Objective, ...],
+    device: torch.device | None = None,
+    corpora: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Every key that any rank may log: ranks add up their logs key by key.
 
@@ -194,7 +209,8 @@ def _empty_log(
     logs: dict[str, Any] = {"ntokens": 0, "nsentences": 0, **dict.fromkeys(LOG_SUMS, zero)}
     for place, objective in enumerate(objectives):
         name = objective.name
-        for kind in ("loss", "nll_loss", *FURTHER_SUMS.get(name, ())):
+        apart = corpus_sums(corpora.get(name, ()))
+        for kind in ("loss", "nll_loss", *FURTHER_SUMS.get(name, ()), *apart):
             logs[f"{name}_{kind}"] = zero
         further = ("nplaces", "false_weight") if name == "electra" else ()
         for kind in ("ntokens", "weight", *further):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,7 @@ class ObjectivePass:
         loss: to be minimised, label smoothing included.
         nll_loss: without it.
         layers: packed `LayerStats` of the MoE layers.
-        further: `FURTHER_SUMS` of the objective.
+        further: `FURTHER_SUMS` of the objective; and `corpus_sums` where they are asked for.
     """
 
     loss: Tensor
@@ -41,9 +41,24 @@ class ObjectivePass:
 
 
 def run_objective(
-    model: Any, objective: str, batch: dict[str, Any], label_smoothing: float, padding: int
+    model: Any,
+    objective: str,
+    batch: dict[str, Any],
+    *,
+    label_smoothing: float,
+    padding: int,
+    corpora: Sequence[str] = (),
 ) -> ObjectivePass:
-    """The pass of a batch; single tokens that are told are not smoothed."""
+    """The pass of a batch; single tokens that are told are not smoothed.
+
+    Args:
+        model: see `MultitaskSummedLoss.forward`.
+        objective: its name.
+        batch: of it, as `Collater` makes it.
+        label_smoothing: epsilon.
+        padding: the target that is none.
+        corpora: names of those whose loss is wanted apart.
+    """
     output = model(**batch["net_input"])
     lprobs = model.get_normalized_probs(output, log_probs=True)
     lprobs = lprobs.view(-1, lprobs.size(-1))
@@ -55,6 +70,8 @@ def run_objective(
     further = {"correct": (lprobs.argmax(1) == target).sum()} if is_masked else {}
     if objective == "electra":
         further.update(_discriminate(batch, output[1], padding))
+    if corpora and batch["ntokens"]:
+        further.update(_by_corpus(batch, lprobs, target, padding, corpora))
     return ObjectivePass(loss, nll_loss, list(output[1].get("moe_stats", {}).values()), further)
 
 
@@ -73,6 +90,33 @@ def _discriminate(batch: dict[str, Any], extra: dict[str, Any], padding: int) ->
         "false_correct": ((scores > 0) == is_false).sum(),
         "false": is_false.sum(),
     }
+
+
+def corpus_sums(corpora: Sequence[str]) -> list[str]:
+    """Names of the sums of single corpora: of the loss, and of the targets."""
+    return [f"{kind}_{corpus}" for corpus in corpora for kind in ("nll", "targets")]
+
+
+def _by_corpus(
+    batch: dict[str, Any], lprobs: Tensor, target: Tensor, padding: int, corpora: Sequence[str]
+) -> dict[str, Tensor]:
+    """The sums of `corpus_sums` over [N, V] log-probabilities of N targets."""
+    masked = batch["net_input"].get("masked_tokens")
+    if masked is None:
+        rows = len(batch["corpora"])
+        sentence_N = torch.arange(rows, device=target.device).repeat_interleave(len(target) // rows)
+    else:
+        sentence_N = masked.nonzero()[:, 0]
+    numbers = {corpus: number for number, corpus in enumerate(corpora)}
+    corpus_B = torch.tensor([numbers[name] for name in batch["corpora"]], device=target.device)
+    corpus_N = corpus_B[sentence_N]
+    is_target_N = target.ne(padding)
+    nll_N = -lprobs.gather(1, target.unsqueeze(1)).squeeze(1) * is_target_N
+    zero_C = torch.zeros(len(corpora), device=target.device)
+    nll_C = zero_C.index_add(0, corpus_N, nll_N.float())
+    targets_C = zero_C.index_add(0, corpus_N, is_target_N.float())
+    sums = torch.stack((nll_C, targets_C), dim=1).view(-1)
+    return dict(zip(corpus_sums(corpora), sums.unbind(), strict=True))
 
 
 def log_means(name: str, sums: Mapping[str, float]) -> None:
@@ -94,4 +138,10 @@ def log_means(name: str, sums: Mapping[str, float]) -> None:
     if name in MASKED:
         share = 100 * sums[f"{name}_correct"] / tokens
         metrics.log_scalar(f"{name}_accuracy", share, tokens, round=2)
+    prefix = f"{name}_targets_"
+    for corpus in [key.removeprefix(prefix) for key in sums if key.startswith(prefix)]:
+        targets = sums[prefix + corpus]
+        if targets:
+            value = sums[f"{name}_nll_{corpus}"] / targets / math.log(2)
+            metrics.log_scalar(f"{name}_nll_loss_{corpus}", value, targets, round=3)
     metrics.log_scalar(f"_{name}_weight", sums[f"{name}_weight"] / tokens, tokens)

@@ -105,6 +105,17 @@ class MultitaskMultilingualTask(TrainingTask):
         return cls.load_dictionary(str(paths[0]))
 
     @property
+    def corpora(self) -> dict[str, list[str]]:
+        """Names of all corpora that validation may see, by objective, where there are several."""
+        names = {
+            objective.name: [str(pair) for pair in self.pairs]
+            if objective.name == "mt"
+            else self.langs
+            for objective in self.objectives
+        }
+        return {objective: found for objective, found in names.items() if len(found) > 1}
+
+    @property
     def language_tokens(self) -> set[int]:
         return {self.dictionary.index(language_token(lang)) for lang in self.langs}
 
