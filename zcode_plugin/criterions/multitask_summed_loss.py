@@ -62,8 +62,9 @@ class MultitaskSummedLoss(FairseqCriterion):
     of all objectives' passes are added.
 
     In the logs, in bits per target: `loss` (the weighted sum, without gate losses), `nll_loss` and
-    `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each; `mlm_accuracy`
-    and `electra_accuracy`, hidden tokens that are told, in percent; of electra's discriminator
+    `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each; in
+    percent `mlm_accuracy` and `electra_accuracy`, hidden tokens that are told, and in validation
+    `mt_accuracy` and `dae_accuracy`, targets that are told after the right ones before them; of electra's discriminator
     `electra_false_loss`, `electra_false_accuracy` and `electra_false_share`, the percentage of
     false tokens: always to say "true" is right in 100 minus that.
     In validation `OBJECTIVE_nll_loss_CORPUS` is that of each direction or language.
@@ -107,6 +108,9 @@ class MultitaskSummedLoss(FairseqCriterion):
         device = next(iter(batches.values()))["target"].device
         corpora = {} if model.training else self.corpora
         logs: dict[str, Any] = _empty_log(self.objectives, device, corpora)
+        if not model.training:
+            for objective in self.objectives:
+                logs.setdefault(f"{objective.name}_correct", torch.zeros((), device=device))
         losses: list[Tensor] = []
         stats: dict[str, list[Tensor]] = {}
         for objective in self.objectives:

@@ -15,7 +15,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from zcode_plugin.data.objectives import MASKED
 
-# Further sums of single objectives: right tokens; of electra's discriminator its loss, the places
+# Further sums of single objectives: right tokens, those of mt and dae in validation alone; of electra's discriminator its loss, the places
 # where it is right, and the false tokens.
 FURTHER_SUMS: Mapping[str, tuple[str, ...]] = {
     "mlm": ("correct",),
@@ -67,7 +67,9 @@ def run_objective(
     loss, nll_loss = label_smoothed_nll_loss(
         lprobs, target, 0.0 if is_masked else label_smoothing, ignore_index=padding
     )
-    further = {"correct": (lprobs.argmax(1) == target).sum()} if is_masked else {}
+    further = {}
+    if is_masked or not model.training:
+        further["correct"] = ((lprobs.argmax(1) == target) & target.ne(padding)).sum()
     if objective == "electra":
         further.update(_discriminate(batch, output[1], padding))
     if corpora and batch["ntokens"]:
@@ -135,7 +137,7 @@ def log_means(name: str, sums: Mapping[str, float]) -> None:
             metrics.log_scalar(f"{name}_{label}", share, places, round=2)
     for kind, value in bits.items():
         metrics.log_scalar(f"{name}_{kind}", value, tokens, round=3)
-    if name in MASKED:
+    if f"{name}_correct" in sums:
         share = 100 * sums[f"{name}_correct"] / tokens
         metrics.log_scalar(f"{name}_accuracy", share, tokens, round=2)
     prefix = f"{name}_targets_"
