@@ -113,3 +113,18 @@ def test_the_discriminator_makes_fewer_errors_than_the_majority(
     wrong = 100 - float(values["valid_electra_false_accuracy"])
     assert false > 1, "the generator leaves nothing to find"
     assert wrong < 0.8 * false
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_batch_that_stands_in_for_none_counts_nothing(
+    first_batch: FirstBatch, reversal: Path, training: bool
+) -> None:
+    task, model, criterion, sample = first_batch(reversal, "--multitask", "mt,dae,mlm,electra")
+    model.train(training)
+    real = criterion(model, sample)[2]
+    empty = task.dataset("train").collater([])
+    loss, sample_size, logs = criterion(model, empty)
+    loss.backward()
+    assert sample_size == 0
+    assert [*logs] == [*real], "ranks add up their logs by place"
+    assert not [key for key, value in logs.items() if float(value) and not key.endswith("_place")]

@@ -57,16 +57,16 @@ class MultitaskSummedLoss(FairseqCriterion):
     """Sum over objectives of weight x mean loss per target, plus the losses of the gates.
 
     The mean of an objective is over the targets of all ranks; that of electra is the generator's
-    mean over hidden tokens plus `--electra-discriminator-wt` times the discriminator's mean over all tokens. Gate losses are means over layers
-    and, over ranks and micro-batches, means weighted by the targets of the first objective; those
-    of all objectives' passes are added.
+    mean over hidden tokens plus `--electra-discriminator-wt` times the discriminator's mean over
+    all tokens. Gate losses are means over layers and, over ranks and micro-batches, means weighted
+    by the targets of the first objective; those of all objectives' passes are added.
 
     In the logs, in bits per target: `loss` (the weighted sum, without gate losses), `nll_loss` and
-    `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each; in
-    percent `mlm_accuracy` and `electra_accuracy`, hidden tokens that are told, and in validation
-    `mt_accuracy` and `dae_accuracy`, targets that are told after the right ones before them; of electra's discriminator
-    `electra_false_loss`, `electra_false_accuracy` and `electra_false_share`, the percentage of
-    false tokens: always to say "true" is right in 100 minus that.
+    `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each. In percent:
+    `mlm_accuracy` and `electra_accuracy`, hidden tokens that are told; in validation `mt_accuracy`
+    and `dae_accuracy`, targets that are told after the right ones before them. Of electra's
+    discriminator: `electra_false_loss`, `electra_false_accuracy` and `electra_false_share`, the
+    percentage of false tokens; always to say "true" is right in 100 minus that.
     In validation `OBJECTIVE_nll_loss_CORPUS` is that of each direction or language.
     The metrics of the experts are those of all objectives' passes; with several objectives
     `OBJECTIVE_moe_gate_loss` and some more are those of its own passes.
@@ -107,10 +107,8 @@ class MultitaskSummedLoss(FairseqCriterion):
         batches = {"mt": sample} if "net_input" in sample else sample
         device = next(iter(batches.values()))["target"].device
         corpora = {} if model.training else self.corpora
-        logs: dict[str, Any] = _empty_log(self.objectives, device, corpora)
-        if not model.training:
-            for objective in self.objectives:
-                logs.setdefault(f"{objective.name}_correct", torch.zeros((), device=device))
+        further = {item.name: self._further_sums(item.name, model.training) for item in self.objectives}
+        logs: dict[str, Any] = _empty_log(self.objectives, device, further)
         losses: list[Tensor] = []
         stats: dict[str, list[Tensor]] = {}
         for objective in self.objectives:
@@ -143,6 +141,12 @@ class MultitaskSummedLoss(FairseqCriterion):
         self._log_experts(logs, stats)
         logs["sample_size"] = sample_size
         return total, sample_size, logs
+
+    def _further_sums(self, objective: str, training: bool) -> Sequence[str]:
+        further = FURTHER_SUMS.get(objective, ())
+        if training:
+            return further
+        return [*dict.fromkeys(["correct", *further]), *corpus_sums(self.corpora.get(objective, ()))]
 
     def _loss(self, name: str, own: ObjectivePass) -> Tensor:
         loss = self.normalizers.get(name, 1.0) * own.loss
@@ -203,7 +207,7 @@ class MultitaskSummedLoss(FairseqCriterion):
 def _empty_log(
     objectives: tuple[Objective, ...],
     device: torch.device | None = None,
-    corpora: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    further: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Every key that any rank may log: ranks add up their logs key by key.
 
@@ -213,11 +217,10 @@ def _empty_log(
     logs: dict[str, Any] = {"ntokens": 0, "nsentences": 0, **dict.fromkeys(LOG_SUMS, zero)}
     for place, objective in enumerate(objectives):
         name = objective.name
-        apart = corpus_sums(corpora.get(name, ()))
-        for kind in ("loss", "nll_loss", *FURTHER_SUMS.get(name, ()), *apart):
+        for kind in ("loss", "nll_loss", *further.get(name, ())):
             logs[f"{name}_{kind}"] = zero
-        further = ("nplaces", "false_weight") if name == "electra" else ()
-        for kind in ("ntokens", "weight", *further):
+        places = ("nplaces", "false_weight") if name == "electra" else ()
+        for kind in ("ntokens", "weight", *places):
             logs[f"{name}_{kind}"] = 0
         logs[f"{name}_place"] = place
         if len(objectives) > 1:
