@@ -11,12 +11,17 @@ from fairseq import tasks
 from ranks import log, train
 from toy import bleu, generate
 
-
 EVAL = (
     "--eval-bleu", "--eval-bleu-args", '{"beam": 5, "max_len_b": 10}', "--batch-size-valid", "70",
     "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric",
 )  # fmt: skip
-METRICS = ("valid_bleu", "valid_mt_bleu_aa-bb", "valid_mt_bleu_bb-aa", "valid_loss", "valid_mt_loss")
+METRICS = (
+    "valid_bleu",
+    "valid_mt_bleu_aa-bb",
+    "valid_mt_bleu_bb-aa",
+    "valid_loss",
+    "valid_mt_loss",
+)
 
 
 def last(output: str) -> dict[str, float]:
@@ -36,8 +41,8 @@ def learnt(
     """A model of one process that has learnt a little, what it logged, and its options."""
     folder = tmp_path_factory.mktemp("learnt") / "save"
     output = train(
-        reversal, folder, "--max-tokens", "1000", "--max-update", "140", "--validate-interval", "99",
-        *EVAL, *request.param,
+        reversal, folder, "--max-tokens", "1000", "--max-update", "140",
+        "--validate-interval", "99", *EVAL, *request.param,
     )  # fmt: skip
     return folder / "checkpoint_best.pt", last(output), request.param
 

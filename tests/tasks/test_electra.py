@@ -50,7 +50,7 @@ def test_losses_are_those_of_the_definition(first_batch: FirstBatch, reversal: P
             wanted += math.log1p(math.exp(-score if is_false else score))
             false += is_false
             right += (score > 0) == is_false
-    assert 0 < false
+    assert false > 0
     assert int(logs["electra_false"]) == false
     assert int(logs["electra_false_correct"]) == right
     assert float(logs["electra_false_loss"]) == pytest.approx(wanted, rel=1e-5)
@@ -76,11 +76,15 @@ def test_the_generator_learns_nothing_from_the_discriminator(
     assert not model.heads["electra"].dense.weight.grad.any()
 
 
-@pytest.mark.parametrize(("size", "heads", "width", "ffn"), [("0.25", 1, 16, 32), ("1", 4, 64, 128)])
+@pytest.mark.parametrize(
+    ("size", "heads", "width", "ffn"), [("0.25", 1, 16, 32), ("1", 4, 64, 128)]
+)
 def test_the_size_of_the_generator(
     first_batch: FirstBatch, reversal: Path, size: str, heads: int, width: int, ffn: int
 ) -> None:
-    _, model, _, _ = first_batch(reversal, "--multitask", "electra", "--electra-generator-size", size)
+    _, model, _, _ = first_batch(
+        reversal, "--multitask", "electra", "--electra-generator-size", size
+    )
     generator = model.heads["electra"].generator
     assert len(generator.layers) == len(model.encoder.layers)
     for layer in generator.layers:

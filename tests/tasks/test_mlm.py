@@ -43,11 +43,9 @@ def test_a_batch_hides_tokens_and_asks_for_them(
         assert words[1:] == corpus.tokens[number].tolist()
 
 
-def test_the_loss_is_that_of_hidden_tokens_alone(
-    first_batch: FirstBatch, reversal: Path
-) -> None:
+def test_the_loss_is_that_of_hidden_tokens_alone(first_batch: FirstBatch, reversal: Path) -> None:
     """By the definition, place by place; and weighted in a sum with mt."""
-    task, model, criterion, sample = first_batch(
+    _, model, criterion, sample = first_batch(
         reversal, "--multitask", "mt:2,mlm:0.5", "--moe-gate-loss-wt", "0",
         "--label-smoothing", "0.1",
     )  # fmt: skip

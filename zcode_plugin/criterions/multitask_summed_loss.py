@@ -48,7 +48,9 @@ class MultitaskSummedLossConfig(FairseqDataclass):
     )
     electra_discriminator_wt: float = field(
         default=50.0,
-        metadata={"help": "weight of the discriminator's loss in electra's, beside 1 of the generator's"},
+        metadata={
+            "help": "weight of the discriminator's loss in electra's, beside 1 of the generator's"
+        },
     )
 
 
@@ -107,7 +109,9 @@ class MultitaskSummedLoss(FairseqCriterion):
         batches = {"mt": sample} if "net_input" in sample else sample
         device = next(iter(batches.values()))["target"].device
         corpora = {} if model.training else self.corpora
-        further = {item.name: self._further_sums(item.name, model.training) for item in self.objectives}
+        further = {
+            item.name: self._further_sums(item.name, model.training) for item in self.objectives
+        }
         logs: dict[str, Any] = _empty_log(self.objectives, device, further)
         losses: list[Tensor] = []
         stats: dict[str, list[Tensor]] = {}
@@ -136,7 +140,9 @@ class MultitaskSummedLoss(FairseqCriterion):
             batches[item.name]["ntokens"] for item in self.objectives if item.name in batches
         )
         has_balance_loss = getattr(getattr(model, "moe", None), "balance", "loss") == "loss"
-        gate_losses = self._gate_losses([*stats.values()], self.gate_loss_wt if has_balance_loss else 0.0)
+        gate_losses = self._gate_losses(
+            [*stats.values()], self.gate_loss_wt if has_balance_loss else 0.0
+        )
         total = torch.stack(losses).sum() + sample_size * gate_losses
         self._log_experts(logs, stats)
         logs["sample_size"] = sample_size
@@ -146,7 +152,10 @@ class MultitaskSummedLoss(FairseqCriterion):
         further = FURTHER_SUMS.get(objective, ())
         if training:
             return further
-        return [*dict.fromkeys(["correct", *further]), *corpus_sums(self.corpora.get(objective, ()))]
+        return [
+            *dict.fromkeys(["correct", *further]),
+            *corpus_sums(self.corpora.get(objective, ())),
+        ]
 
     def _loss(self, name: str, own: ObjectivePass) -> Tensor:
         loss = self.normalizers.get(name, 1.0) * own.loss
@@ -156,7 +165,7 @@ class MultitaskSummedLoss(FairseqCriterion):
         return loss
 
     def _log_experts(self, logs: dict[str, Any], stats: dict[str, list[Tensor]]) -> None:
-        """Sums over layers, of all passes and, where there are several objectives, of each one's."""
+        """Sums over layers, of all passes; with several objectives of each one's, too."""
         counts = bool(logs["ntokens"])  # what stands in for no batch counts nothing
         for name, layers in stats.items():
             for key, value in log_values(layers).items():

@@ -15,8 +15,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from zcode_plugin.data.objectives import MASKED
 
-# Further sums of single objectives: right tokens, those of mt and dae in validation alone; of electra's discriminator its loss, the places
-# where it is right, and the false tokens.
+# Further sums of single objectives: right tokens, those of mt and dae in validation alone; of
+# electra's discriminator its loss, the places where it is right, and the false tokens.
 FURTHER_SUMS: Mapping[str, tuple[str, ...]] = {
     "mlm": ("correct",),
     "electra": ("correct", "false_loss", "false_correct", "false"),

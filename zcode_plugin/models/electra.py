@@ -1,4 +1,4 @@
-"""ELECTRA (arXiv 2003.10555): a small generator proposes tokens, the encoder finds the false ones."""
+"""ELECTRA (arXiv 2003.10555): a small generator proposes, the encoder finds what is false."""
 
 from __future__ import annotations
 

@@ -158,9 +158,7 @@ def build_moe_layer(
     activation = get_activation_fn(cfg.activation_fn)
     dropout = cfg.activation_dropout or cfg.relu_dropout or 0.0
     gate = _build_gate(side.embed_dim, num_experts, moe)
-    experts = Experts(
-        *shape, len(local), first=local.start, activation=activation, dropout=dropout
-    )
+    experts = Experts(*shape, len(local), first=local.start, activation=activation, dropout=dropout)
     residual = None
     if moe.moe_residual:
         residual = ResidualExpert(*shape, activation=activation, dropout=dropout)

@@ -31,7 +31,9 @@ def _flag(default: Any, help_text: str, const: Optional[str] = None) -> Any:
     """An option; the parser knows no defaults (see `add_moe_arguments`), so its help names them."""
     if default is not None and default is not False and "default" not in help_text:
         help_text = f"{help_text} (default: {default})"
-    metadata = {"help": help_text} if const is None else {"help": help_text, "argparse_const": const}
+    metadata = (
+        {"help": help_text} if const is None else {"help": help_text, "argparse_const": const}
+    )
     return field(default=default, metadata=metadata)
 
 

@@ -89,9 +89,7 @@ class MoETransformerDecoder(TransformerDecoderBase):
     ):
         self._moe, self._topology, self._built = moe, topology, 0
         self._layout = expert_layout(moe, cfg.encoder.layers, cfg.decoder.layers)["decoder"]
-        super().__init__(
-            cfg, dictionary, embed_tokens, no_encoder_attn=cfg.no_cross_attention
-        )
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> Any:
         index, self._built = self._built, self._built + 1

@@ -8,7 +8,9 @@ import torch
 import torch.distributed as dist
 
 
-def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, float]:
+def normalizers(
+    sample: dict[str, Any], *, ignore: bool = False, by_tokens: bool = False
+) -> dict[str, float]:
     """For each name of `target_counts`: targets of the first objective per target of this one.
 
     fairseq's trainer divides the summed loss by the summed sample size, which is the number of the
@@ -19,6 +21,7 @@ def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, fl
         sample: maps each objective's name to its batch, the same names in the same order on all
             ranks.
         ignore: True for a batch that stands in for a missing one and must not count.
+        by_tokens: every mean weighs, besides, as the objective's share of all targets.
     """
     targets = target_counts(sample)
     if len(targets) < 2:
@@ -30,11 +33,14 @@ def normalizers(sample: dict[str, Any], *, ignore: bool = False) -> dict[str, fl
         if dist.get_backend() == "nccl":
             counts = counts.cuda()
         dist.all_reduce(counts)
-    first, *_ = counts.tolist()
-    return {
-        name: first / count if count else 0.0
-        for name, count in zip(targets, counts.tolist(), strict=True)
-    }
+    totals = dict(zip(targets, counts.tolist(), strict=True))
+    first = next(iter(totals.values()))
+    shares = dict.fromkeys(totals, 1.0)
+    if by_tokens:
+        # What stands behind a dot is a part of its objective, not one more.
+        everything = sum(count for name, count in totals.items() if "." not in name)
+        shares = {name: totals[name.partition(".")[0]] / max(1.0, everything) for name in totals}
+    return {name: shares[name] * first / count if count else 0.0 for name, count in totals.items()}
 
 
 def target_counts(sample: dict[str, Any]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from zcode_plugin.tasks.bleu import EvalBleuConfig
 
 _Langtok = ChoiceEnum(["src", "tgt"])
 _Sampling = ChoiceEnum(["temperature", "uniform", "concat"])
+_Normalization = ChoiceEnum(["objectives", "tokens"])
 _Implementation = ChoiceEnum(get_available_dataset_impl())
 
 
@@ -36,9 +37,17 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     multitask: str = field(
         default="mt:1",
         metadata={
-            "help": 'objectives and their weights, such as "mt:1,dae:0.5", or a weight that changes '
-            'linearly between updates, "dae:0@0,1@4000": mt translates, dae '
-            "restores noised monolingual text, mlm tells masked words of it, electra finds words that a small generator replaced; the loss is the weighted sum of their means"
+            "help": 'objectives and their weights, such as "mt:1,dae:0.5", or a weight that '
+            'changes linearly between updates, "dae:0@0,1@4000": mt translates, dae restores '
+            "noised monolingual text, mlm tells masked words of it, electra finds words that a "
+            "small generator replaced; the loss is the weighted sum of their means"
+        },
+    )
+    multitask_normalization: _Normalization = field(  # type: ignore[valid-type]
+        default="objectives",
+        metadata={
+            "help": "what the loss is a mean of: of each objective's own targets (objectives), or "
+            "of all targets together (tokens), so that an objective weighs as its targets do"
         },
     )
     multitask_max_tokens: str = field(
@@ -68,7 +77,8 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     mono_langs: Optional[str] = field(
         default=None,
         metadata={
-            "help": "comma-separated languages of dae, mlm and electra (default: all with monolingual data in DATA)"
+            "help": "comma-separated languages of dae, mlm and electra (default: all with "
+            "monolingual data in DATA)"
         },
     )
     source_lang: Optional[str] = field(
@@ -93,8 +103,8 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     sampling_method: _Sampling = field(  # type: ignore[valid-type]
         default="concat",
         metadata={
-            "help": "how directions, and languages of monolingual data, share an epoch: by size (concat), by "
-            "size^(1/T) (temperature), or alike (uniform)"
+            "help": "how directions, and languages of monolingual data, share an epoch: by size "
+            "(concat), by size^(1/T) (temperature), or alike (uniform)"
         },
     )
     sampling_temperature: float = field(
@@ -143,7 +153,8 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         metadata={"help": "mlm: share of them that stay; all others are masked"},
     )
     mlm_single_tokens: bool = field(
-        default=False, metadata={"help": "mlm, electra: choose single tokens rather than whole words"}
+        default=False,
+        metadata={"help": "mlm, electra: choose single tokens rather than whole words"},
     )
     left_pad_source: bool = field(
         default=True, metadata={"help": "do not pad the source on the left"}

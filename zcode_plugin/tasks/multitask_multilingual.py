@@ -99,8 +99,8 @@ class MultitaskMultilingualTask(TrainingTask):
         different = [path for path in paths if path.read_bytes() != first_bytes]
         if different:
             raise UserError(
-                f"{paths[0]} and {different[0]} differ, but all languages share one dictionary: binarise "
-                "with --joined-dictionary, or one --srcdict for all"
+                f"{paths[0]} and {different[0]} differ, but all languages share one dictionary: "
+                "binarise with --joined-dictionary, or one --srcdict for all"
             )
         return cls.load_dictionary(str(paths[0]))
 
@@ -232,9 +232,7 @@ class MultitaskMultilingualTask(TrainingTask):
         extra = dict(extra_gen_cls_kwargs or {})
         if token is not None and not self.cfg.keep_inference_langtok:
             extra["symbols_to_strip_from_output"] = {token}
-        return super().build_generator(
-            models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn
-        )
+        return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
 
     def inference_step(
         self,
@@ -288,4 +286,3 @@ def _all_pairs(directory: Path) -> list[Pair]:
         if stored:
             return sorted({*stored, *(pair.reverse for pair in stored)})
     return []
-

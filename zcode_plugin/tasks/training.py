@@ -97,10 +97,12 @@ class TrainingTask(FairseqTask):
             balancer.counting = not ignore_grad
         with failing_together(f"update {update_num + 1}", topology.size > 1):
             criterion.update = update_num
-            criterion.normalizers = normalizers(sample, ignore=ignore_grad)
-            return super().train_step(
-                sample, model, criterion, optimizer, update_num, ignore_grad
+            criterion.normalizers = normalizers(
+                sample,
+                ignore=ignore_grad,
+                by_tokens=str(self.cfg.multitask_normalization) == "tokens",
             )
+            return super().train_step(sample, model, criterion, optimizer, update_num, ignore_grad)
 
     @exits_on_user_error
     def optimizer_step(self, optimizer: Any, model: Any, update_num: int) -> None:
@@ -136,7 +138,9 @@ class TrainingTask(FairseqTask):
     def reduce_metrics(self, logging_outputs: list[dict[str, Any]], criterion: Any) -> None:
         """Stock's metrics; and BLEU, in validation."""
         super().reduce_metrics(logging_outputs, criterion)
-        if self.bleu is not None and any("_mt_bleu" in key for log in logging_outputs for key in log):
+        if self.bleu is not None and any(
+            "_mt_bleu" in key for log in logging_outputs for key in log
+        ):
             self.bleu.reduce(logging_outputs)
 
 
