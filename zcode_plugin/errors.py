@@ -19,6 +19,11 @@ class UserError(ValueError):
     """
 
 
+def tell(error: str) -> None:
+    """The line, in one write: under torchrun nothing is buffered, and ranks share the stream."""
+    print(f"zcode_plugin: error: {error}\n", end="", file=sys.stderr, flush=True)
+
+
 def exits_on_user_error(function: Callable[P, R]) -> Callable[P, R]:
     """For functions that stock fairseq's commands call: one line, exit code 2, no traceback."""
 
@@ -27,7 +32,7 @@ def exits_on_user_error(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except UserError as error:
-            print(f"zcode_plugin: error: {error}", file=sys.stderr)
+            tell(str(error))
             raise SystemExit(2) from None
 
     return wrapper
