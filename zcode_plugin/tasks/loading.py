@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
+import numpy as np
 from fairseq.data import Dictionary
 
 from zcode_plugin.data.corpora import (
@@ -53,8 +54,20 @@ class CorpusLoader:
         self.pairs = pairs
         self.noise = noise(cfg)
         self.masking = {name: masking(cfg, name) for name in MASKED}
-        self.starts_word = word_starts(dictionary)
         self.mask = dictionary.index(MASK)
+
+    # Passes over the vocabulary: once for all corpora, and not at all for translation.
+
+    @cached_property
+    def starts_word(self) -> np.ndarray:
+        """See `word_starts`."""
+        return word_starts(self.dictionary)
+
+    @cached_property
+    def ordinary(self) -> np.ndarray:
+        """See `ordinary_tokens`: without language tokens and the mask."""
+        special = {self.dictionary.index(language_token(lang)) for lang in self.langs}
+        return ordinary_tokens(self.dictionary, {*special, self.mask})
 
     def corpora(self, name: str, directory: Path, split: str, required: bool) -> list[Corpus]:
         """The corpora of an objective; when `required`, an error names what is missing.
@@ -130,13 +143,12 @@ class CorpusLoader:
         )
 
     def _masked_corpus(self, name: str, prefix: Path, lang: str) -> MaskedCorpus:
-        special = {self.dictionary.index(language_token(lang)) for lang in self.langs}
         return MaskedCorpus(
             lang,
             load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
             masking=self.masking[name],
             starts_word=self.starts_word,
-            ordinary=ordinary_tokens(self.dictionary, {*special, self.mask}),
+            ordinary=self.ordinary,
             mask=self.mask,
             eos=self.dictionary.eos(),
             pad=self.dictionary.pad(),

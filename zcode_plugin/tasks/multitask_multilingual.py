@@ -155,7 +155,7 @@ class MultitaskMultilingualTask(TrainingTask):
         ]
         if is_train:
             self._check_sampling_weights(streams)
-        if not is_train:
+        else:
             streams = [stream for stream in streams if stream.corpora]
         if not streams:
             raise UserError(f"{directory} has no data of the split {split} for any objective")
