@@ -45,3 +45,11 @@ def test_number_of_updates_is_that_of_the_last_optimizer() -> None:
     state = {"optimizer_history": [{"num_updates": 10}, {"num_updates": 25}]}
     assert config.num_updates(state) == 25
     assert config.num_updates({}) == 0
+
+
+def test_expert_counts_are_those_of_each_side_in_the_order_of_layers() -> None:
+    state = {"cfg": {"model": {"moe_expert_count": "8"}}}
+    counts = {"decoder.layers.1.moe_layer": 3, "encoder.layers.10.moe_layer": 2}
+    config.set_expert_counts(state, {**counts, "encoder.layers.3.moe_layer": 4})
+    assert config.get(state["cfg"]["model"], "encoder_moe_expert_count") == "4,2"
+    assert config.get(state["cfg"]["model"], "decoder_moe_expert_count") == "3"

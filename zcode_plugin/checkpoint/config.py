@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, MutableMapping
 from typing import Any
 
+from zcode_plugin.checkpoint import names
+
 
 def section(state: Mapping[str, Any], name: str) -> Any:
     """`cfg.NAME` of a checkpoint, or all of its `args` where it was saved without a cfg.
@@ -60,6 +62,23 @@ def set_layout(state: Mapping[str, Any], world: int, parallel: int, rank: int) -
     put(distributed, "distributed_rank", rank)
     suffix = f"-rank-{rank}" if parallel > 1 else ""
     put(section(state, "checkpoint"), "checkpoint_suffix", suffix)
+
+
+def set_expert_counts(state: Mapping[str, Any], counts: Mapping[str, int]) -> None:
+    """Set the options that say how many experts each MoE layer has.
+
+    Args:
+        state: a checkpoint.
+        counts: experts by the name of the layer, `encoder.layers.1.moe_layer`.
+    """
+    model = section(state, "model")
+    for side in ("encoder", "decoder"):
+        layers = sorted(
+            (names.layer_index(layer), layer) for layer in counts if layer.startswith(side)
+        )
+        if layers:
+            numbers = [str(counts[layer]) for _, layer in layers]
+            put(model, f"{side}_moe_expert_count", ",".join(numbers))
 
 
 def num_updates(state: Mapping[str, Any]) -> int:

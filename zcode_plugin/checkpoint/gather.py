@@ -9,7 +9,7 @@ from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names, optimizer
 from zcode_plugin.checkpoint.optimizer import Moments
-from zcode_plugin.checkpoint.tensors import bit_equal
+from zcode_plugin.checkpoint.tensors import bit_equal, with_own_storage
 from zcode_plugin.errors import UserError
 
 # fairseq's sinusoidal positions own a number that nothing ever sets; only its device is read.
@@ -72,6 +72,24 @@ def gather(files: list[Path], *, with_optimizer: bool) -> Gathered:
         for union, piece in zip([*weights(whole), *moments.values()], pieces, strict=True):
             _absorb(union, first, piece, path)
     return Gathered(whole, moments, _count_experts(whole["model"], first))
+
+
+def gather_whole(path: Path) -> tuple[list[Path], Gathered]:
+    """A checkpoint as one process holds it, options included, and the files it was read from.
+
+    Args:
+        path: one file for all ranks, or any rank's file, or the name without a rank.
+
+    Raises:
+        UserError: there is none; and as `gather`.
+    """
+    files = find_files(path)
+    gathered = gather(files, with_optimizer=False)
+    for tensors in weights(gathered.state):
+        for key, value in tensors.items():
+            tensors[key] = with_own_storage(value) if names.parse_expert_key(key) else value
+    config.set_layout(gathered.state, config.world_size(gathered.state), parallel=1, rank=0)
+    return files, gathered
 
 
 def _load(path: Path, with_optimizer: bool) -> tuple[dict[str, Any], Moments]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config, names
-from zcode_plugin.checkpoint.gather import gather, weights
-from zcode_plugin.checkpoint.tensors import count_elements, with_own_storage
+from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint.gather import gather_whole
+from zcode_plugin.checkpoint.tensors import count_elements
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,8 @@ def merge(files: Mapping[int, Path]) -> tuple[dict[str, Any], MergeReport]:
     Raises:
         UserError: as `gather`.
     """
-    gathered = gather(list(files.values()), with_optimizer=False)
+    _, gathered = gather_whole(next(iter(files.values())))
     merged = gathered.state
-    for tensors in weights(merged):
-        for key, value in tensors.items():
-            tensors[key] = with_own_storage(value) if names.parse_expert_key(key) else value
-    config.set_layout(merged, config.world_size(merged), parallel=1, rank=0)
     return merged, MergeReport(
         ranks=len(files),
         updates=config.num_updates(merged),

@@ -62,6 +62,11 @@ def gate_key(layer: str) -> str:
     return f"{layer}.gate.wg.weight"
 
 
+def layer_index(layer: str) -> int:
+    """The number of a layer within its side: `encoder.layers.3.moe_layer` -> 3."""
+    return int(layer.split(".layers.")[1].partition(".")[0])
+
+
 def rank_of(path: Path) -> int | None:
     """The rank in a file's name, None where there is none."""
     match = _RANK_FILE.fullmatch(path.name)

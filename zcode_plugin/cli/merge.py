@@ -7,7 +7,7 @@ from pathlib import Path
 
 from zcode_plugin.checkpoint import names
 from zcode_plugin.cli.console import count, step
-from zcode_plugin.cli.outputs import check_outputs
+from zcode_plugin.cli.outputs import check_output
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Merge the checkpoint files of all ranks (CKPT-rank-0.pt, CKPT-rank-1.pt, ...) into
@@ -36,9 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if not files:
         return _nothing_to_merge(args.checkpoint)
     output = args.out or names.without_rank(args.checkpoint)
-    check_outputs([output], output, list(files.values()), force=args.force)
-    if not output.parent.is_dir():
-        raise UserError(f"--out {output}: there is no folder {output.parent}; make it first")
+    check_output(output, list(files.values()), force=args.force)
     _merge(files, output)
     return 0
 

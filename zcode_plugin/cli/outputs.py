@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from zcode_plugin.checkpoint import names
@@ -22,6 +23,23 @@ def output_name(out: str, first: Path) -> Path:
     if not path.parent.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent.parent}; make it first")
     return path
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--out FILE` and `--force`, of verbs that write one file."""
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.pt", help="file to write")
+    parser.add_argument("--force", action="store_true", help="overwrite FILE.pt")
+
+
+def check_output(output: Path, inputs: list[Path], *, force: bool) -> None:
+    """See `check_outputs`, of one file for all ranks; its folder must be there.
+
+    Raises:
+        UserError: naming the file or the folder.
+    """
+    check_outputs([output], output, inputs, force=force)
+    if not output.parent.is_dir():
+        raise UserError(f"--out {output}: there is no folder {output.parent}; make it first")
 
 
 def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force: bool) -> None:

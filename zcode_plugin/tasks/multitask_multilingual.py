@@ -252,8 +252,9 @@ class MultitaskMultilingualTask(TrainingTask):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """What a translation run must agree with, and what the optimizer's numbers stand for."""
+        """What later runs must agree with, and what rows and the optimizer's numbers stand for."""
         return {
+            "symbols": "\n".join(self.dictionary.symbols),  # no symbol has a line break
             "langs": self.langs,
             "lang_pairs": [str(pair) for pair in self.pairs],
             "parameters": self.trained_parameters,
