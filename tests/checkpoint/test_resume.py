@@ -13,11 +13,13 @@ from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.errors import UserError
 
+SYMBOLS = ["<s>", "<pad>", "</s>", "<unk>", "a", "b", "c"]
+
 
 def told(rank: int, options: Namespace) -> str:
     """What a rank is told; nothing where it may start."""
     try:
-        check_start(options)
+        check_start(options, SYMBOLS)
     except UserError as error:
         return str(error)
     return ""

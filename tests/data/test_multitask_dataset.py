@@ -22,6 +22,9 @@ class Numbered:
     def __len__(self) -> int:
         return len(self.src_sizes)
 
+    def start_epoch(self, epoch: int) -> None:
+        pass
+
     def example(self, row: int, key: tuple[int, ...]) -> dict[str, Any]:
         return {"source": torch.tensor([row]), "target": torch.tensor(key)}
 
@@ -138,14 +141,14 @@ def test_corpora_share_an_epoch_by_temperature(temperature: float) -> None:
 
 
 def test_the_share_of_an_epoch_follows_a_temperature_that_changes() -> None:
-    corpora = [Numbered("large", [4] * 900), Numbered("small", [4] * 100)]
+    corpora = [Numbered("large", [4] * 9000), Numbered("small", [4] * 1000)]
     stream = Stream("mt", corpora, Temperature(1.0, 5.0, epochs=3))
     shares = []
     for epoch in (1, 2, 3, 4):
         stream.draw(seed=1, epoch=epoch)
-        shares.append((stream.corpus_of == 1).sum() / 1000)
-    small = [100 ** (1 / t) / (100 ** (1 / t) + 900 ** (1 / t)) for t in (1, 3, 5, 5)]
-    assert shares == pytest.approx(small, abs=0.001)
+        shares.append((stream.corpus_of == 1).sum() / 10_000)
+    small = [1000 ** (1 / t) / (1000 ** (1 / t) + 9000 ** (1 / t)) for t in (1, 3, 5, 5)]
+    assert shares == pytest.approx(small, abs=0.0001)
 
 
 def test_weights_are_factors_of_the_shares() -> None:

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from fairseq import tasks
 
+from zcode_plugin.data.objectives import KNOWN
+
 Configure = Callable[..., Any]
 
 
@@ -91,6 +93,46 @@ def test_language_tokens(
         assert shifted[shifted != pad].tolist() == [eos, *tokens[:-1]]
 
 
+def test_objective_tokens(configure: Configure, reversal: Path) -> None:
+    task = load(
+        configure, reversal, "--multitask", "mt,dae,mlm,electra", "--objective-token",
+        "--encoder-langtok", "tgt",
+    )  # fmt: skip
+    symbols = task.dictionary.symbols
+    first = symbols.index("<mask>") + 1
+    assert symbols[first:] == [f"<objective_{name}>" for name in KNOWN]
+    for name, batch in first_batch(task).items():
+        for row in batch["net_input"]["src_tokens"]:
+            tokens = [symbols[token] for token in row if token != task.dictionary.pad()]
+            assert tokens[0] == f"<objective_{name}>"
+            assert tokens[1] in ("__aa__", "__bb__")
+            assert tokens[2] in {*"abcdefghij", "<mask>"}
+    assert not {*range(first, len(symbols))} & {*task.loader.ordinary}
+
+
+def test_noise_grows_from_epoch_to_epoch_in_training_alone(
+    configure: Configure, reversal: Path
+) -> None:
+    task = load(
+        configure, reversal, "--multitask", "dae", "--dae-noise-schedule", "0@1,1@3",
+        "--dae-mask", "0.4", "--dae-delete", "0", "--dae-shuffle-distance", "0",
+    )  # fmt: skip
+    task.load_dataset("valid")
+    mask = task.dictionary.index("<mask>")
+
+    def share(split: str, epoch: int) -> float:
+        dataset = task.dataset(split)
+        dataset.set_epoch(epoch)
+        rows = [dataset[index] for index in dataset.ordered_indices()[:600]]
+        masks = sum(int((row["source"] == mask).sum()) for row in rows)
+        return masks / sum(len(row["target"]) - 1 for row in rows)
+
+    for epoch, expected in ((1, 0.0), (2, 0.2), (3, 0.4), (4, 0.4)):
+        # About 2,400 words: five standard deviations are 0.05.
+        assert share("train", epoch) == pytest.approx(expected, abs=0.05)
+        assert share("valid", epoch) == pytest.approx(0.4, abs=0.09)
+
+
 def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: Path) -> None:
     task = load(
         configure, reversal, "--multitask", "dae", "--mono-langs", "aa", "--dae-mask", "0.5",
@@ -137,6 +179,9 @@ def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: P
             ["--sampling-weights", "aa-cc:2"],
             "--sampling-weights: aa-cc is none of the corpora aa-bb, bb-aa",
         ),
+        (["--dae-noise-schedule", "1"], "'1' is no FACTOR@EPOCH such as 0.5@3"),
+        (["--dae-noise-schedule", "1@5,0@2"], "the epochs must ascend"),
+        (["--dae-noise-schedule", "1@1,20@5"], "20 times the rates: --dae-delete 2.0 must lie in"),
         (["--dae-mask", "1.5"], "--dae-mask 1.5 must lie in"),
         (["--moe-top-k", "9"], "--moe-top-k 9 is more than --moe-expert-count 4"),
         (["--moe-expert-count", "0"], "--moe-expert-count 0 is too small: give at least 1"),

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 
-from zcode_plugin.checkpoint import config, io, names
+from zcode_plugin.checkpoint import config, io, names, vocabulary
 from zcode_plugin.checkpoint.gather import UNSET_BUFFER, check_ranks, check_same_save
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 _LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
 
 
-def check_start(options: Any) -> None:
+def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
     """Refuse a checkpoint that this run must not start from; every rank must call it.
 
     A save that was interrupted while its files got their names is completed. The first rank looks
@@ -33,27 +33,34 @@ def check_start(options: Any) -> None:
 
     Args:
         options: of the run; fairseq hands a model without a dataclass all of them.
+        symbols: its vocabulary.
+
+    Returns:
+        The file of `--finetune-from-model` where it is what the run starts from.
 
     Raises:
         UserError: on every rank, the same one.
     """
     if config.get(options, "save_dir") is None:
-        return
+        return None
     several = dist.is_initialized() and dist.get_world_size() > 1
     world = dist.get_world_size() if several else 1
-    problem: list[str | None] = [None]
+    problem, pretrained = None, None
     if not several or dist.get_rank() == 0:
         try:
-            _check(options, world)
+            pretrained = _check(options, world, symbols)
         except UserError as error:
-            problem = [str(error)]
+            problem = str(error)
     if several:
-        dist.broadcast_object_list(problem, src=0)
-    if problem[0] is not None:
-        raise UserError(problem[0])
+        found = [problem, pretrained]
+        dist.broadcast_object_list(found, src=0)
+        problem, pretrained = found
+    if problem is not None:
+        raise UserError(problem)
+    return None if pretrained is None else Path(pretrained)
 
 
-def _check(options: Any, world: int) -> None:
+def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
     restore = config.get(options, "restore_file", _LAST)
     whole = Path(config.get(options, "save_dir")) / _LAST if restore == _LAST else Path(restore)
     parallel = config.get(options, "expert_parallel_size", 1) if world > 1 else 1
@@ -62,8 +69,7 @@ def _check(options: Any, world: int) -> None:
         finish_save(whole, world)
     files = names.find_rank_files(whole)
     if not (files if parallel > 1 else whole.is_file()):
-        _check_first_start(options, whole, files, world, parallel)
-        return
+        return _check_first_start(options, whole, files, world, parallel)
     first = _check_ranks_files(whole, files, world, parallel) if parallel > 1 else whole
     state = io.load_options(first)
     if not (state.get("last_optimizer_state") or config.get(options, "reset_optimizer")):
@@ -71,6 +77,8 @@ def _check(options: Any, world: int) -> None:
             f"{first} holds no optimizer's state, as after zcode merge or "
             "--no-save-optimizer-state: add --reset-optimizer to begin with a new one"
         )
+    vocabulary.check_same(state, symbols, str(first), "start from it with --finetune-from-model")
+    return None
 
 
 def _check_name(whole: Path, restore: str) -> None:
@@ -89,15 +97,19 @@ def _check_name(whole: Path, restore: str) -> None:
 
 def _check_first_start(
     options: Any, whole: Path, files: Mapping[int, Path], world: int, parallel: int
-) -> None:
-    """There is no checkpoint of this layout; without finetuning nor may there be one of another."""
+) -> str | None:
+    """There is no checkpoint of this layout; without finetuning nor may there be one of another.
+
+    Returns:
+        The file to finetune.
+    """
     pretrained = config.get(options, "finetune_from_model")
     if pretrained is not None and whole.name == _LAST:
         if not Path(pretrained).is_file():
             in_ranks = names.find_rank_files(Path(pretrained))
             remedy = "join its rank files with zcode merge" if in_ranks else "name another"
             raise UserError(f"--finetune-from-model {pretrained}: there is no such file; {remedy}")
-        return
+        return str(pretrained)
     reshard = f"zcode reshard {{}} --ranks {world} --expert-parallel-size {parallel} --out DIR"
     if whole.is_file():
         raise UserError(
@@ -113,6 +125,7 @@ def _check_first_start(
         )
     if whole.name != _LAST:
         raise UserError(f"--restore-file {whole}: there is no such checkpoint")
+    return None
 
 
 def _check_ranks_files(whole: Path, files: Mapping[int, Path], world: int, parallel: int) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
+from zcode_plugin.data.schedules import Schedule
 from zcode_plugin.errors import UserError
 
 Example = dict[str, Tensor]
@@ -27,6 +29,10 @@ class Corpus(Protocol):
     tgt_sizes: np.ndarray
 
     def __len__(self) -> int: ...
+
+    def start_epoch(self, epoch: int) -> None:
+        """Called before the examples of an epoch are asked for."""
+        ...
 
     def example(self, row: int, key: tuple[int, ...]) -> Example:
         """`source` and `target` of a row; `key` seeds whatever is drawn for it."""
@@ -51,9 +57,11 @@ def load_tokens(
     return dataset
 
 
-def prepend(dataset: torch.utils.data.Dataset, token: int | None) -> torch.utils.data.Dataset:
-    """The dataset with a token before each sentence, if there is one."""
-    return dataset if token is None else PrependTokenDataset(dataset, token)
+def prepend(dataset: torch.utils.data.Dataset, tokens: Sequence[int]) -> torch.utils.data.Dataset:
+    """The dataset with tokens before each sentence."""
+    for token in reversed(tokens):
+        dataset = PrependTokenDataset(dataset, token)
+    return dataset
 
 
 @dataclass
@@ -77,6 +85,9 @@ class ParallelCorpus:
     def __len__(self) -> int:
         return len(self.src_sizes)
 
+    def start_epoch(self, epoch: int) -> None:
+        """All epochs are alike."""
+
     def example(self, row: int, key: tuple[int, ...]) -> Example:
         return {"source": self.source[row], "target": self.target[row]}
 
@@ -87,7 +98,8 @@ class DenoisingCorpus:
 
     Attributes:
         tokens: sentences with eos and without language token.
-        source_token, target_token: language tokens to be prepended, or None.
+        source_prefix, target_prefix: tokens to be prepended.
+        strength: factor of the noise in each epoch; None for 1.
         starts_word: bool over the vocabulary, see `Noise.apply`.
         mask, eos: indices of these symbols.
     """
@@ -98,24 +110,30 @@ class DenoisingCorpus:
     starts_word: np.ndarray
     mask: int
     eos: int
-    source_token: int | None = None
-    target_token: int | None = None
+    source_prefix: Sequence[int] = ()
+    target_prefix: Sequence[int] = ()
+    strength: Schedule | None = None
 
     def __post_init__(self) -> None:
         sizes = np.asarray(self.tokens.sizes)  # type: ignore[attr-defined]
         # Noise never lengthens a sentence.
-        self.src_sizes = sizes + (self.source_token is not None)
-        self.tgt_sizes = sizes + (self.target_token is not None)
+        self.src_sizes = sizes + len(self.source_prefix)
+        self.tgt_sizes = sizes + len(self.target_prefix)
+        self.start_epoch(1)
 
     def __len__(self) -> int:
         return len(self.tgt_sizes)
 
+    def start_epoch(self, epoch: int) -> None:
+        strength = self.strength
+        self._noise = self.noise if strength is None else self.noise.scaled(strength.at(epoch))
+
     def example(self, row: int, key: tuple[int, ...]) -> Example:
         body = _body(self.tokens, row, self.eos)
-        noised = self.noise.apply(body, self.starts_word, self.mask, np.random.default_rng(key))
+        noised = self._noise.apply(body, self.starts_word, self.mask, np.random.default_rng(key))
         return {
-            "source": _sentence(noised, self.source_token, self.eos),
-            "target": _sentence(body, self.target_token, self.eos),
+            "source": _sentence(noised, self.source_prefix, self.eos),
+            "target": _sentence(body, self.target_prefix, self.eos),
         }
 
 
@@ -128,7 +146,7 @@ class MaskedCorpus:
         masking: which tokens are hidden.
         starts_word, ordinary: see `Masking.apply`.
         mask, eos, pad: indices of these symbols.
-        source_token: language token to be prepended, or None.
+        source_prefix: tokens to be prepended.
     """
 
     name: str
@@ -139,21 +157,24 @@ class MaskedCorpus:
     mask: int
     eos: int
     pad: int
-    source_token: int | None = None
+    source_prefix: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         sizes = np.asarray(self.tokens.sizes)  # type: ignore[attr-defined]
-        self.src_sizes = self.tgt_sizes = sizes + (self.source_token is not None)
+        self.src_sizes = self.tgt_sizes = sizes + len(self.source_prefix)
 
     def __len__(self) -> int:
         return len(self.src_sizes)
+
+    def start_epoch(self, epoch: int) -> None:
+        """All epochs are alike."""
 
     def example(self, row: int, key: tuple[int, ...]) -> Example:
         body = _body(self.tokens, row, self.eos)
         hidden, chosen = self.masking.apply(
             body, self.starts_word, self.ordinary, self.mask, np.random.default_rng(key)
         )
-        source = _sentence(hidden, self.source_token, self.eos)
+        source = _sentence(hidden, self.source_prefix, self.eos)
         target = torch.full_like(source, self.pad)
         start = len(source) - 1 - len(body)
         target[start:-1] = torch.from_numpy(np.where(chosen, body, self.pad))
@@ -166,9 +187,8 @@ def _body(tokens: torch.utils.data.Dataset, row: int, eos: int) -> np.ndarray:
     return body[:-1] if len(body) and body[-1] == eos else body
 
 
-def _sentence(body: np.ndarray, first: int | None, eos: int) -> Tensor:
-    before = [] if first is None else [first]
-    return torch.from_numpy(np.concatenate((before, body, [eos])).astype(np.int64))
+def _sentence(body: np.ndarray, prefix: Sequence[int], eos: int) -> Tensor:
+    return torch.from_numpy(np.concatenate((prefix, body, [eos])).astype(np.int64))
 
 
 def ordinary_tokens(dictionary: Dictionary, extra: set[int]) -> np.ndarray:

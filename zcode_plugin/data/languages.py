@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,11 +115,20 @@ def language_token(lang: str) -> str:
     return get_lang_tok(lang, "multilingual")
 
 
-def add_special_symbols(dictionary: Dictionary, langs: list[str]) -> None:
-    """Append the language tokens and the mask token where the dictionary lacks them.
+def objective_token(objective: str) -> str:
+    """`<objective_mt>`; no language token, that of Maltese is `__mt__`."""
+    return f"<objective_{objective}>"
+
+
+def add_special_symbols(
+    dictionary: Dictionary, langs: list[str], objectives: Sequence[str] = ()
+) -> None:
+    """Append language tokens, the mask and objective tokens where the dictionary lacks them.
 
     A dictionary that has them already keeps all its numbers.
     """
     for lang in langs:
         dictionary.add_symbol(language_token(lang))
     dictionary.add_symbol(MASK)
+    for objective in objectives:
+        dictionary.add_symbol(objective_token(objective))

@@ -45,6 +45,8 @@ class Stream:
 
     def draw(self, seed: int, epoch: int) -> None:
         """Draw the examples of an epoch: as many as the corpora hold together."""
+        for corpus in self.corpora:
+            corpus.start_epoch(epoch)
         sizes = [len(corpus) for corpus in self.corpora]
         counts = np.array(sizes)
         if self.temperature is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -37,6 +37,16 @@ class Noise:
             raise UserError(f"--dae-shuffle-distance {self.shuffle_distance} must not be negative")
         if self.span_length <= 0:
             raise UserError(f"--dae-span-length {self.span_length} must be positive")
+
+    def scaled(self, factor: float) -> Noise:
+        """The same kinds of noise, each rate and the shuffle's distance times a factor."""
+        return replace(
+            self,
+            shuffle_distance=factor * self.shuffle_distance,
+            delete=factor * self.delete,
+            infill=factor * self.infill,
+            mask=factor * self.mask,
+        )
 
     def apply(
         self, tokens: np.ndarray, starts_word: np.ndarray, mask: int, rng: np.random.Generator

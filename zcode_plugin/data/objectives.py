@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
-import numpy as np
-
+from zcode_plugin.data.schedules import Schedule, number, parse_schedule
 from zcode_plugin.errors import UserError
 
 # The fixed order in which every rank runs them: expert parallelism depends on it.
@@ -26,19 +24,16 @@ class Objective:
         name: `mt` (translation), `dae` (denoising), `mlm` (masked language modelling on the
             encoder) or `electra` (finding tokens that a small generator replaced).
         weight: factor of the objective's mean loss; the last one where it changes.
-        milestones: (update, weight), updates ascending; empty where it does not change.
+        schedule: of the weight by updates; None where it does not change.
     """
 
     name: str
     weight: float
-    milestones: tuple[tuple[int, float], ...] = ()
+    schedule: Schedule | None = None
 
     def weight_at(self, update: int) -> float:
-        """The weight after so many updates: linear between milestones, level outside."""
-        if not self.milestones:
-            return self.weight
-        updates, weights = zip(*self.milestones, strict=True)
-        return float(np.interp(update, updates, weights))
+        """The weight after so many updates."""
+        return self.weight if self.schedule is None else self.schedule.at(update)
 
 
 def parse_objectives(text: str) -> tuple[Objective, ...]:
@@ -52,13 +47,16 @@ def parse_objectives(text: str) -> tuple[Objective, ...]:
     found: dict[str, Objective] = {}
     for name, values in _by_name(flag, text).items():
         if any("@" in value for value in values):
-            milestones = _milestones(flag, text, name, values)
-            found[name] = Objective(name, milestones[-1][1], milestones)
+            schedule = parse_schedule(
+                values, f"{flag} {text!r}", "WEIGHT@UPDATE such as 0.5@4000", f" of {name}"
+            )
+            found[name] = Objective(name, schedule.milestones[-1][1], schedule)
         else:
             found[name] = Objective(name, _positive(flag, text, name, values, default="1"))
     if not found:
         raise UserError('--multitask is empty: give objectives and weights, such as "mt:1,dae:0.5"')
-    for update in sorted({0, *(step for item in found.values() for step, _ in item.milestones)}):
+    schedules = [item.schedule for item in found.values() if item.schedule is not None]
+    for update in sorted({0, *(step for item in schedules for step, _ in item.milestones)}):
         if not any(item.weight_at(update) for item in found.values()):
             raise UserError(
                 f"{flag} {text!r}: after {update} updates all weights are 0; leave one above"
@@ -78,10 +76,10 @@ def parse_token_budgets(text: str, objectives: tuple[Objective, ...]) -> dict[st
         for name, values in _by_name(flag, text).items()
     }
     trained = [objective.name for objective in objectives]
-    for name, number in budgets.items():
+    for name, tokens in budgets.items():
         if name not in trained:
             raise UserError(f"{flag} {text!r}: {name} is not among --multitask {','.join(trained)}")
-        if number < 1:
+        if tokens < 1:
             raise UserError(f"{flag} {text!r}: {name} needs at least 1 token")
     return budgets
 
@@ -106,32 +104,9 @@ def _by_name(flag: str, text: str) -> dict[str, list[str]]:
 
 
 def _positive(flag: str, text: str, name: str, values: list[str], default: str = "") -> float:
-    number = _number(values[0] or default)
-    if len(values) > 1 or not 0 < number < math.inf:
+    value = number(values[0] or default)
+    if len(values) > 1 or not 0 < value < math.inf:
         raise UserError(
             f"{flag} {text!r}: the number {','.join(values)!r} of {name} must be positive"
         )
-    return number
-
-
-def _milestones(
-    flag: str, text: str, name: str, values: list[str]
-) -> tuple[tuple[int, float], ...]:
-    found = []
-    for value in values:
-        weight, _, update = value.partition("@")
-        if not (update.isdecimal() and 0 <= _number(weight) < math.inf):
-            raise UserError(
-                f"{flag} {text!r}: {value!r} of {name} is no WEIGHT@UPDATE such as 0.5@4000"
-            )
-        found.append((int(update), float(weight)))
-    if any(left >= right for (left, _), (right, _) in pairwise(found)):
-        raise UserError(f"{flag} {text!r}: the updates of {name} must ascend")
-    return tuple(found)
-
-
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+    return value

@@ -19,6 +19,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
+from zcode_plugin.checkpoint.vocabulary import move_rows
 from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
@@ -124,6 +125,8 @@ class MoETransformer(TransformerModel):
         topology: the place of this rank in expert parallelism.
         seed: of what all ranks must draw alike.
         heads: of the objectives that have one.
+        pretrained_rows: where the next weights that are loaded are of another vocabulary, see
+            `rows_for`.
         balancer: moves the selection biases of the gates; None unless `--moe-balance bias`.
     """
 
@@ -131,6 +134,7 @@ class MoETransformer(TransformerModel):
     topology: ExpertTopology
     seed: int
     heads: nn.ModuleDict
+    pretrained_rows: Tensor | None = None
     balancer: LoadBalancer | None = None
     _update: int = 0
     _passes: int = 0  # training passes of the update so far
@@ -235,8 +239,11 @@ class MoETransformer(TransformerModel):
         return head(features_SBM.transpose(0, 1), masked_tokens), {}
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
-        """Stock's, and the heads are those of this model's objectives."""
+        """Stock's; and rows are those of this vocabulary, heads those of these objectives."""
         super().upgrade_state_dict_named(state_dict, name)
+        if self.pretrained_rows is not None:
+            move_rows(state_dict, self.state_dict(), self.pretrained_rows)
+            self.pretrained_rows = None  # what is loaded later is of this run
         fit_heads(state_dict, self)
 
 

@@ -14,6 +14,7 @@ from omegaconf import II, MISSING
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
 from zcode_plugin.data.sampling import Temperature
+from zcode_plugin.data.schedules import Schedule, parse_schedule
 from zcode_plugin.errors import UserError
 from zcode_plugin.tasks.bleu import EvalBleuConfig
 
@@ -97,6 +98,13 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         default=False,
         metadata={"help": "put the token of the target language before the target"},
     )
+    objective_token: bool = field(
+        default=False,
+        metadata={
+            "help": "put a token of the objective before the source (and its language token); "
+            "translation needs the flag, too"
+        },
+    )
     keep_inference_langtok: bool = field(
         default=False, metadata={"help": "leave the language token in translations"}
     )
@@ -140,6 +148,13 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
     )
     dae_span_length: float = field(
         default=3.0, metadata={"help": "dae: mean length of those spans, in words (Poisson)"}
+    )
+    dae_noise_schedule: str = field(
+        default="",
+        metadata={
+            "help": "factor of all these rates and of the shuffle's distance by epoch, linear "
+            'between those that are named: "0.2@1,1@5" (default: 1; validation always has 1)'
+        },
     )
     mlm_mask: float = field(
         default=0.15, metadata={"help": "mlm, electra: probability that a word is to be told"}
@@ -241,6 +256,21 @@ def noise(cfg: MultitaskMultilingualConfig) -> Noise:
         span_length=cfg.dae_span_length,
         mask=cfg.dae_mask,
     )
+
+
+def noise_strength(cfg: MultitaskMultilingualConfig) -> Schedule | None:
+    """The factor of dae's noise by epoch."""
+    items = comma_list(cfg.dae_noise_schedule)
+    if not items:
+        return None
+    where = f"--dae-noise-schedule {cfg.dae_noise_schedule!r}"
+    schedule = parse_schedule(items, where, "FACTOR@EPOCH such as 0.5@3")
+    for _, factor in schedule.milestones:
+        try:
+            noise(cfg).scaled(factor)
+        except UserError as error:
+            raise UserError(f"{where}: {factor:g} times the rates: {error}") from None
+    return schedule
 
 
 def masking(cfg: MultitaskMultilingualConfig, objective: str) -> Masking:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -24,11 +25,19 @@ from zcode_plugin.data.languages import (
     language_token,
     monolingual_languages,
     monolingual_prefix,
+    objective_token,
     pair_prefix,
 )
-from zcode_plugin.data.objectives import MASKED
+from zcode_plugin.data.objectives import KNOWN, MASKED
+from zcode_plugin.data.schedules import Schedule
 from zcode_plugin.errors import UserError
-from zcode_plugin.tasks.config import MultitaskMultilingualConfig, comma_list, masking, noise
+from zcode_plugin.tasks.config import (
+    MultitaskMultilingualConfig,
+    comma_list,
+    masking,
+    noise,
+    noise_strength,
+)
 
 
 class CorpusLoader:
@@ -53,6 +62,7 @@ class CorpusLoader:
         self.langs = langs
         self.pairs = pairs
         self.noise = noise(cfg)
+        self.noise_strength = noise_strength(cfg)
         self.masking = {name: masking(cfg, name) for name in MASKED}
         self.mask = dictionary.index(MASK)
 
@@ -66,7 +76,10 @@ class CorpusLoader:
     @cached_property
     def ordinary(self) -> np.ndarray:
         """See `ordinary_tokens`: without language tokens and the mask."""
-        special = {self.dictionary.index(language_token(lang)) for lang in self.langs}
+        symbols = [language_token(lang) for lang in self.langs]
+        if self.cfg.objective_token:
+            symbols += [objective_token(name) for name in KNOWN]
+        special = {self.dictionary.index(symbol) for symbol in symbols}
         return ordinary_tokens(self.dictionary, {*special, self.mask})
 
     def corpora(self, name: str, directory: Path, split: str, required: bool) -> list[Corpus]:
@@ -99,14 +112,17 @@ class CorpusLoader:
         load = partial(load_tokens, prefix, dictionary=self.dictionary, impl=self.cfg.dataset_impl)
         return ParallelCorpus(
             str(pair),
-            prepend(load(pair.src), self.encoder_token(pair)),
-            prepend(load(pair.tgt), self.decoder_token(pair)),
+            prepend(load(pair.src), self.source_prefix("mt", pair)),
+            prepend(load(pair.tgt), self.target_prefix(pair)),
         )
 
     def _monolingual_corpora(
         self, name: str, directory: Path, split: str, required: bool
     ) -> list[Corpus]:
-        build = partial(self._masked_corpus, name) if name in MASKED else self._denoising_corpus
+        build: Callable[[Path, str], Corpus] = partial(self._masked_corpus, name)
+        if name not in MASKED:
+            # Validation has the same noise throughout, or its losses would not compare.
+            build = partial(self._denoising_corpus, self.noise_strength if required else None)
         wanted = comma_list(self.cfg.mono_langs)
         corpora: list[Corpus] = []
         for lang in wanted or monolingual_languages(directory, split):
@@ -129,7 +145,9 @@ class CorpusLoader:
             )
         return corpora
 
-    def _denoising_corpus(self, prefix: Path, lang: str) -> DenoisingCorpus:
+    def _denoising_corpus(
+        self, strength: Schedule | None, prefix: Path, lang: str
+    ) -> DenoisingCorpus:
         pair = Pair(lang, lang)
         return DenoisingCorpus(
             lang,
@@ -138,8 +156,9 @@ class CorpusLoader:
             starts_word=self.starts_word,
             mask=self.mask,
             eos=self.dictionary.eos(),
-            source_token=self.encoder_token(pair),
-            target_token=self.decoder_token(pair),
+            source_prefix=self.source_prefix("dae", pair),
+            target_prefix=self.target_prefix(pair),
+            strength=strength,
         )
 
     def _masked_corpus(self, name: str, prefix: Path, lang: str) -> MaskedCorpus:
@@ -152,18 +171,19 @@ class CorpusLoader:
             mask=self.mask,
             eos=self.dictionary.eos(),
             pad=self.dictionary.pad(),
-            source_token=self.encoder_token(Pair(lang, lang)),
+            source_prefix=self.source_prefix(name, Pair(lang, lang)),
         )
 
-    def encoder_token(self, pair: Pair) -> int | None:
-        """What `--encoder-langtok` puts before the source."""
+    def source_prefix(self, objective: str, pair: Pair) -> list[int]:
+        """What `--objective-token` and `--encoder-langtok` put before the source."""
+        symbols = [objective_token(objective)] if self.cfg.objective_token else []
         side = self.cfg.encoder_langtok
-        if side is None:
-            return None
-        return self.dictionary.index(language_token(pair.src if str(side) == "src" else pair.tgt))
+        if side is not None:
+            symbols.append(language_token(pair.src if str(side) == "src" else pair.tgt))
+        return [self.dictionary.index(symbol) for symbol in symbols]
 
-    def decoder_token(self, pair: Pair) -> int | None:
+    def target_prefix(self, pair: Pair) -> list[int]:
         """What `--decoder-langtok` puts before the target."""
         if not self.cfg.decoder_langtok:
-            return None
-        return self.dictionary.index(language_token(pair.tgt))
+            return []
+        return [self.dictionary.index(language_token(pair.tgt))]

@@ -11,18 +11,20 @@ from fairseq.data import Dictionary, FairseqDataset, LanguagePairDataset, ListDa
 from fairseq.tasks import FairseqTask, register_task
 from torch import Tensor
 
+from zcode_plugin.checkpoint.vocabulary import check_same, symbols_of
 from zcode_plugin.data.collating import Collater
 from zcode_plugin.data.corpora import prepend
 from zcode_plugin.data.languages import (
     Pair,
     add_special_symbols,
     language_token,
+    objective_token,
     pair_prefix,
     resolve_languages,
     stored_pairs,
 )
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
-from zcode_plugin.data.objectives import parse_objectives, parse_token_budgets
+from zcode_plugin.data.objectives import KNOWN, parse_objectives, parse_token_budgets
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import (
@@ -83,7 +85,7 @@ class MultitaskMultilingualTask(TrainingTask):
         if not langs:
             raise UserError(f"{directory} holds no binarised pairs: name languages with --langs")
         dictionary = cls._shared_dictionary(directory, langs)
-        add_special_symbols(dictionary, langs)
+        add_special_symbols(dictionary, langs, KNOWN if cfg.objective_token else ())
         return cls(cfg, dictionary, langs, pairs)
 
     @classmethod
@@ -209,8 +211,8 @@ class MultitaskMultilingualTask(TrainingTask):
         """Sentences of `fairseq-interactive`, without targets."""
         if kwargs.get("constraints") is not None:
             raise UserError("--constraints is not supported by multitask_multilingual: drop it")
-        token = self.loader.encoder_token(self._required_direction())
-        source = prepend(ListDataset(src_tokens, np.asarray(src_lengths)), token)
+        prefix = self.loader.source_prefix("mt", self._required_direction())
+        source = prepend(ListDataset(src_tokens, np.asarray(src_lengths)), prefix)
         return self._pair_dataset(source, source.sizes)  # type: ignore[attr-defined]
 
     def _required_direction(self) -> Pair:
@@ -228,10 +230,10 @@ class MultitaskMultilingualTask(TrainingTask):
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
         """fairseq's generator, which leaves the language token out of its output."""
-        token = self.loader.decoder_token(self._required_direction())
+        prefix = self.loader.target_prefix(self._required_direction())
         extra = dict(extra_gen_cls_kwargs or {})
-        if token is not None and not self.cfg.keep_inference_langtok:
-            extra["symbols_to_strip_from_output"] = {token}
+        if prefix and not self.cfg.keep_inference_langtok:
+            extra["symbols_to_strip_from_output"] = {*prefix}
         return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
 
     def inference_step(
@@ -243,10 +245,10 @@ class MultitaskMultilingualTask(TrainingTask):
         constraints: Tensor | None = None,
     ) -> Any:
         """Translate a batch; the target's language token is forced first."""
-        token = self.loader.decoder_token(self._required_direction())
-        if prefix_tokens is None and token is not None:
+        prefix = self.loader.target_prefix(self._required_direction())
+        if prefix_tokens is None and prefix:
             source = sample["net_input"]["src_tokens"]
-            prefix_tokens = source.new_full((source.size(0), 1), token)
+            prefix_tokens = source.new_tensor([prefix] * source.size(0))
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     # Checkpoints
@@ -262,13 +264,22 @@ class MultitaskMultilingualTask(TrainingTask):
 
     @exits_on_user_error
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Refuse a checkpoint whose languages have other numbers than this run's."""
+        """Refuse a checkpoint whose languages or symbols have other numbers than this run's."""
         langs = state_dict.get("langs", self.langs)
         if langs != self.langs:
             raise UserError(
                 f"the checkpoint's languages are {','.join(langs)}, this run's are "
                 f"{','.join(self.langs)}: give --langs {','.join(langs)}"
             )
+        saved = symbols_of({"task_state": state_dict}) or ()
+        check_same(
+            {"task_state": state_dict},
+            self.dictionary.symbols,
+            "the checkpoint",
+            "give --objective-token, with which it was trained"
+            if objective_token("mt") in saved and not self.cfg.objective_token
+            else "name a folder with the dictionary that it was trained with",
+        )
 
 
 def _direction(cfg: MultitaskMultilingualConfig) -> Pair | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,11 @@ from fairseq.distributed.utils import get_global_group
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
+from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.resume import check_start
-from zcode_plugin.errors import exits_on_user_error
+from zcode_plugin.checkpoint.vocabulary import rows_for
+from zcode_plugin.errors import UserError, exits_on_user_error
+from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
 from zcode_plugin.parallel.balancing import follow_optimizer
@@ -23,6 +27,8 @@ from zcode_plugin.parallel.replicas import check_replicas
 from zcode_plugin.parallel.topology import ExpertTopology, check_sizes
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingTask(FairseqTask):
@@ -62,7 +68,7 @@ class TrainingTask(FairseqTask):
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         if not from_checkpoint:
-            check_start(cfg)
+            self._check_start(cfg, model)
         if self.bleu is not None:
             self._generator = super().build_generator(
                 [model],
@@ -70,6 +76,27 @@ class TrainingTask(FairseqTask):
                 extra_gen_cls_kwargs={"symbols_to_strip_from_output": self.language_tokens},
             )
         return model
+
+    def _check_start(self, cfg: Any, model: Any) -> None:
+        """Refuse what the run must not start from; ready the model for another vocabulary."""
+        pretrained = check_start(cfg, self.dictionary.symbols)
+        if pretrained is None:
+            return
+        rows_V = rows_for(io.load_options(pretrained), self.dictionary.symbols, pretrained)
+        if rows_V is None:
+            return
+        if not isinstance(model, MoETransformer):
+            raise UserError(
+                f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
+                "which takes an --arch of the model moe_transformer"
+            )
+        model.pretrained_rows = rows_V
+        logger.info(
+            "vocabulary: %d symbols as in %s, %d new ones",
+            int((rows_V >= 0).sum()),
+            pretrained,
+            int((rows_V < 0).sum()),
+        )
 
     @property
     def language_tokens(self) -> set[int]:

@@ -15,7 +15,7 @@ from zcode_plugin.errors import UserError
 _LANGUAGE_OPTIONS = ("lang_pairs", "langs", "lang_dict", "encoder_langtok", "decoder_langtok")
 _POSITION_OPTIONS = ("max_source_positions", "max_target_positions")
 TASK_OPTIONS = {
-    "multitask_multilingual": (*_LANGUAGE_OPTIONS, *_POSITION_OPTIONS),
+    "multitask_multilingual": (*_LANGUAGE_OPTIONS, "objective_token", *_POSITION_OPTIONS),
     "translation_multi_simple_epoch": (
         *_LANGUAGE_OPTIONS,
         *_POSITION_OPTIONS,
@@ -140,7 +140,7 @@ def read_translations(output: str, direction: Direction) -> Translations:
                 f"{direction}: run it by hand to see why"
             )
     return Translations(
-        [_without_language_tokens(text, direction) for text in _in_order(found["S"])],
+        [_without_added_tokens(text, direction) for text in _in_order(found["S"])],
         _in_order(hypotheses),
         _in_order(found["T"]),
     )
@@ -150,9 +150,9 @@ def _in_order(texts: dict[int, str]) -> list[str]:
     return [texts[number] for number in sorted(texts)]
 
 
-def _without_language_tokens(text: str, direction: Direction) -> str:
-    for lang in (direction.src, direction.tgt):
-        text = text.removeprefix(f"__{lang}__").lstrip()
+def _without_added_tokens(text: str, direction: Direction) -> str:
+    for token in ("<objective_mt>", f"__{direction.src}__", f"__{direction.tgt}__"):
+        text = text.removeprefix(token).lstrip()
     return text
 
 

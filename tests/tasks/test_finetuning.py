@@ -1,0 +1,173 @@
+"""From a multitask checkpoint on to other data: a new language, another kind of task."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy import MODEL, TASK, command, generate, lines, run, train
+
+from zcode_plugin.checkpoint import io
+
+PRETRAIN = (
+    "--multitask", "mt:1,dae:0.2,mlm:0.2,electra:0.1", "--objective-token", "--max-update", "250",
+    "--warmup-updates", "100", "--lr-scheduler", "inverse_sqrt", "--validate-interval", "100",
+    "--log-interval", "100", "--multitask-max-tokens", "dae:200,mlm:200,electra:200",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pretrained(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of four objectives in two languages."""
+    save_dir = tmp_path_factory.mktemp("pretrained")
+    train(reversal, save_dir, *PRETRAIN)
+    return save_dir / "checkpoint_last.pt"
+
+
+def entries(output: str) -> list[dict[str, str]]:
+    """What training logged of each update."""
+    found = [line for line in output.splitlines() if "train_inner" in line]
+    return [json.loads(line[line.index("{") :]) for line in found]
+
+
+def write_pair(
+    directory: Path, src: str, tgt: str, to_target: Callable[[list[str]], list[str]]
+) -> Path:
+    """Binarised sentences of a..j and a target made of each, with a dictionary of their own."""
+    draw = random.Random(2)
+    for split, count in (("train", 2000), ("valid", 50), ("test", 100)):
+        texts = [draw.choices("abcdefghij", k=draw.randint(3, 6)) for _ in range(count)]
+        for lang, side in ((src, texts), (tgt, [to_target(words) for words in texts])):
+            text = "".join(" ".join(words) + "\n" for words in side)
+            (directory / f"{split}.{lang}").write_text(text)
+    prefixes = [part for split in ("train", "valid", "test")
+                for part in (f"--{split}pref", directory / split)]  # fmt: skip
+    run("fairseq-preprocess", "-s", src, "-t", tgt, "--joined-dictionary", *prefixes,
+        "--destdir", directory / "data")  # fmt: skip
+    return directory / "data"
+
+
+@pytest.fixture(scope="module")
+def new_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """cc is aa backwards in capitals: words that no old dictionary has."""
+    directory = tmp_path_factory.mktemp("new")
+    return write_pair(directory, "aa", "cc", lambda words: [w.upper() for w in words[::-1]])
+
+
+GROWN = ("--langs", "aa,bb,cc", "--lang-pairs", "aa-cc", "--objective-token")
+
+
+def test_rows_of_a_grown_dictionary(
+    configure: Callable[..., Any],
+    pretrained: Path,
+    new_language: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from fairseq import tasks
+
+    cfg = configure(
+        new_language, *GROWN, "--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path)
+    )
+    task = tasks.setup_task(cfg.task)
+    with caplog.at_level("INFO"):
+        model = task.build_model(cfg.model)
+        state = io.load(pretrained)
+        fresh = model.encoder.embed_tokens.weight.detach().clone()
+        model.load_state_dict({**state["model"]}, strict=True)
+    old = state["task_state"]["symbols"].split("\n")
+    embeddings, before = model.encoder.embed_tokens.weight, state["model"]
+    new = [symbol for symbol in task.dictionary.symbols if symbol not in old]
+    assert set(new) >= {*"ABCDEFGHIJ", "__cc__"}
+    for row, symbol in enumerate(task.dictionary.symbols):
+        wanted = (
+            before["encoder.embed_tokens.weight"][old.index(symbol)]
+            if symbol in old
+            else fresh[row]
+        )
+        assert torch.equal(embeddings[row], wanted), symbol
+    assert embeddings is model.decoder.output_projection.weight
+    assert f"vocabulary: {len(task.dictionary) - len(new)} symbols as in" in caplog.text
+    for head in ("mlm", "electra"):
+        assert f"the head of {head}: left out of the checkpoint" in caplog.text
+    # Only once: what this run saves has its own rows.
+    model.load_state_dict({**model.state_dict()}, strict=True)
+
+
+@pytest.mark.parametrize("kind", ["language", pytest.param("summary", marks=pytest.mark.slow)])
+def test_a_new_language_and_summaries_are_learnt(
+    pretrained: Path, new_language: Path, tmp_path: Path, kind: str
+) -> None:
+    data, src, tgt = new_language, "aa", "cc"
+    if kind == "summary":
+        src, tgt = "document", "summary"
+        data = write_pair(tmp_path, src, tgt, lambda words: [max(words), words[-1]])
+    languages = ("--langs", f"aa,bb,{src},{tgt}" if kind == "summary" else "aa,bb,cc")
+    options = (*languages, "--objective-token", "--lang-pairs", f"{src}-{tgt}")
+    train(
+        data, tmp_path / "tuned", *options, "--finetune-from-model", pretrained,
+        "--max-update", "400", "--log-interval", "100", "--validate-interval", "100",
+    )  # fmt: skip
+    tuned = tmp_path / "tuned" / "checkpoint_last.pt"
+    output = generate(data, tuned, src, tgt, *languages, "--objective-token")
+    right = [
+        hypothesis.split("\t")[2] == reference.split("\t")[1]
+        for hypothesis, reference in zip(lines(output, "H"), lines(output, "T"), strict=True)
+    ]
+    assert sum(right) > 80, sum(right)
+    # A second start resumes, with its own rows.
+    again = train(data, tmp_path / "tuned", *options, "--finetune-from-model", pretrained,
+                  "--max-update", "402")  # fmt: skip
+    losses = [entry["loss"] for entry in entries(again)]
+    assert len(losses) == 2
+    assert float(losses[0]) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give --objective-token, with which it was trained"),
+        (("--objective-token", "--langs", "bb,aa"), "give --langs aa,bb"),
+    ],
+)
+def test_translation_with_other_symbols_is_refused(
+    pretrained: Path, reversal: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    done = command(
+        "fairseq-generate", reversal, *TASK, "-s", "aa", "-t", "bb", "--path", pretrained, "--cpu",
+        *arguments,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_resuming_with_other_symbols_is_refused(
+    pretrained: Path, new_language: Path, tmp_path: Path
+) -> None:
+    done = command(
+        "fairseq-train", new_language, *TASK, *MODEL, *GROWN, "--criterion",
+        "multitask_summed_loss", "--optimizer", "adam", "--max-tokens", "500", "--cpu",
+        "--restore-file", pretrained, "--reset-optimizer", "--save-dir", tmp_path / "save",
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "start from it with --finetune-from-model" in done.stderr
+
+
+def test_worker_processes_make_the_same_batches(reversal: Path, tmp_path: Path) -> None:
+    losses = []
+    for workers in ("0", "2"):
+        output = train(
+            reversal, tmp_path / workers, "--multitask", "mt:1,dae:0.5,mlm:0.5,electra:0.2",
+            "--max-tokens", "200", "--max-update", "6", "--num-workers", workers,
+            "--dae-noise-schedule", "0.5@1,1@2", "--disable-validation", "--no-save",
+        )  # fmt: skip
+        names = [f"{name}_loss" for name in ("mt", "dae", "mlm", "electra")]
+        losses.append([[entry[name] for name in names] for entry in entries(output)])
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
