@@ -78,6 +78,23 @@ def test_bleu_is_that_of_one_process_and_of_generate(
     assert bleu(generated) == pytest.approx(one["valid_mt_bleu_aa-bb"], abs=0.01)
 
 
+def test_bleu_of_chosen_directions(
+    learnt: tuple[Path, dict[str, float], list[str]], reversal: Path, tmp_path: Path
+) -> None:
+    checkpoint, whole, options = learnt
+    output = train(
+        reversal, tmp_path / "save", "--max-tokens", "1000", "--max-update", "1", "--lr", "0",
+        "--finetune-from-model", checkpoint, "--expert-parallel-size", "2", *EVAL, *options,
+        "--eval-bleu-pairs", "bb-aa",
+        world=2,
+    )  # fmt: skip
+    assert "mt_bleu_aa-bb" not in output
+    score = whole["valid_mt_bleu_bb-aa"]
+    assert log(output, "valid", "valid_mt_bleu_bb-aa")[-1] == score
+    assert log(output, "valid", "valid_bleu")[-1] == pytest.approx(score, abs=0.01)
+    assert log(output, "valid", "valid_loss")[-1] == whole["valid_loss"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("world", "size"), [(2, 1), (4, 2)])
 def test_bleu_in_other_layouts(
@@ -97,6 +114,7 @@ def test_bleu_in_other_layouts(
         (["--eval-bleu-args", "[4]"], "--eval-bleu-args [4] is no JSON object"),
         (["--eval-bleu-detok", "none-such"], "--eval-bleu-detok none-such"),
         (["--multitask", "dae"], "--eval-bleu: "),
+        (["--eval-bleu-pairs", "aa-cc"], "aa-cc is none of the directions aa-bb, bb-aa"),
     ],
 )
 def test_mistakes_are_one_line(

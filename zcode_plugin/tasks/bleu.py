@@ -38,6 +38,10 @@ class EvalBleuConfig(FairseqDataclass):
             "(mt_bleu_SRC-TGT) and their mean (bleu)"
         },
     )
+    eval_bleu_pairs: Optional[str] = field(
+        default=None,
+        metadata={"help": "comma-separated directions to translate (default: all of mt)"},
+    )
     eval_bleu_args: Optional[str] = field(
         default="{}",
         metadata={
@@ -80,15 +84,23 @@ class BleuEvaluation:
 
     Attributes:
         arguments: what `build_generator` gets.
+        directions: those that are translated.
 
     Raises:
-        UserError: options that are no JSON object, or an unknown detokenizer.
+        UserError: a direction that is none of them, options that are no JSON object, or an
+            unknown detokenizer.
     """
 
     def __init__(self, cfg: EvalBleuConfig, dictionary: Dictionary, directions: Sequence[str]):
         self.cfg = cfg
         self.dictionary = dictionary
-        self.directions = list(directions)
+        chosen = [part.strip() for part in (cfg.eval_bleu_pairs or "").split(",") if part.strip()]
+        for name in chosen:
+            if name not in directions:
+                raise UserError(
+                    f"--eval-bleu-pairs: {name} is none of the directions {', '.join(directions)}"
+                )
+        self.directions = chosen or list(directions)
         self.arguments = Namespace(**_json(cfg.eval_bleu_args, "--eval-bleu-args"))
         detok_args = _json(cfg.eval_bleu_detok_args, "--eval-bleu-detok-args")
         try:
@@ -97,6 +109,21 @@ class BleuEvaluation:
             )
         except (AssertionError, ImportError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"--eval-bleu-detok {cfg.eval_bleu_detok}: {error}") from None
+
+    def select(self, batch: dict[str, Any]) -> dict[str, Any] | None:
+        """The sentences of a batch of mt that are to be translated; None when there are none."""
+        rows = [i for i, direction in enumerate(batch["corpora"]) if direction in self.directions]
+        if len(rows) == len(batch["corpora"]):
+            return batch if rows else None
+        if not rows:
+            return None
+        net_input = {name: value[rows] for name, value in batch["net_input"].items()}
+        return {
+            "id": batch["id"][rows],
+            "net_input": net_input,
+            "target": batch["target"][rows],
+            "corpora": [batch["corpora"][row] for row in rows],
+        }
 
     def logs(
         self, hypotheses: list[Any], batch: dict[str, Any] | None, ignore: set[int]

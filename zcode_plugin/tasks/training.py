@@ -154,8 +154,8 @@ class TrainingTask(FairseqTask):
         assert self.bleu is not None
         if self._gathered is None:
             self._gathered = gather_experts(model)
-        batch = sample.get("mt")
-        if not batch or not batch["corpora"]:
+        batch = self.bleu.select(sample["mt"]) if "mt" in sample else None
+        if batch is None:
             return self.bleu.logs([], None, self.language_tokens)
         prefix = batch["target"][:, :1] if self.cfg.decoder_langtok else None
         with standing_in(model, self._gathered):
