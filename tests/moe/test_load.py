@@ -64,6 +64,12 @@ def test_counts_by_hand() -> None:
     (row,) = statistics.rows()
     assert row.pop("entropy") == pytest.approx(entropy(ROWS[:5]) / 5, abs=1e-5)
     assert row.pop("dropped_by_position") == [0.0, 1.0, 0.0]
+    # Kept are the tokens 0 and 1 in expert 0 and token 4 in expert 1, in both calls.
+    size = [float(y.norm()) for y in layer.experts(x.view(6, 6)[[0, 1, 4]], [2, 1, 0])]
+    assert row.pop("weight") == pytest.approx([2 * (0.7 + 0.6), 2 * 0.6, 0])
+    assert row.pop("norm") == pytest.approx(
+        [2 * (0.7 * size[0] + 0.6 * size[1]), 2 * 0.6 * size[2], 0]
+    )
     assert row == {
         "layer": "",
         "objective": "mt",

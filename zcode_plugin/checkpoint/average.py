@@ -99,16 +99,30 @@ def _average(states: list[dict[str, Any]], paths: Sequence[Path]) -> dict[str, A
             raise UserError(f"{path} is of another run than {paths[latest]}: their options differ")
     for index, tensors in enumerate(parts[latest]):
         others = [part[index] for part in parts]
-        tensors.update(_mean(others, paths, latest))
+        tensors.update(mean(others, paths, latest))
     return states[latest]
 
 
-def _mean(
-    models: Sequence[Mapping[str, Any]], paths: Sequence[Path], latest: int
+def mean(
+    models: Sequence[Mapping[str, Any]],
+    paths: Sequence[Path],
+    latest: int,
+    coefficients: Sequence[float] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The mean of each entry, in its own dtype; tied entries stay tied."""
+    """The mean of each entry, in its own dtype; tied entries stay tied.
+
+    Args:
+        models: weights by name.
+        paths: of their checkpoints, for errors.
+        latest: the model of which whole numbers are.
+        coefficients: of each model, summing to 1; without them all count alike.
+
+    Raises:
+        UserError: the models differ in more than values.
+    """
     made: dict[tuple[Any, ...], torch.Tensor] = {}
-    mean = {}
+    result = {}
+    shares = coefficients or [1 / len(models)] * len(models)
     for path, model in zip(paths, models, strict=True):
         for key in sorted(models[latest].keys() ^ model.keys()):
             raise UserError(
@@ -117,13 +131,17 @@ def _mean(
     for key, value in models[latest].items():
         place = identity(value)
         if place not in made:
-            made[place] = _mean_of([model[key] for model in models], paths, latest, key)
-        mean[key] = made[place]
-    return mean
+            made[place] = _mean_of([model[key] for model in models], paths, latest, key, shares)
+        result[key] = made[place]
+    return result
 
 
 def _mean_of(
-    values: list[torch.Tensor], paths: Sequence[Path], latest: int, key: str
+    values: list[torch.Tensor],
+    paths: Sequence[Path],
+    latest: int,
+    key: str,
+    shares: Sequence[float],
 ) -> torch.Tensor:
     newest_value = values[latest]
     for path, value in zip(paths, values, strict=True):
@@ -138,6 +156,6 @@ def _mean_of(
     if key.endswith(UNSET_BUFFER) or not newest_value.is_floating_point():
         return newest_value
     total = torch.zeros(newest_value.shape, dtype=torch.float64)
-    for value in values:
-        total += value
-    return (total / len(values)).to(newest_value.dtype)
+    for share, value in zip(shares, values, strict=True):
+        total += share * value.double()
+    return total.to(newest_value.dtype)

@@ -62,6 +62,11 @@ def gate_key(layer: str) -> str:
     return f"{layer}.gate.wg.weight"
 
 
+def gate_rows(layer: str) -> tuple[str, ...]:
+    """The entries of a layer that have a row for each expert; a checkpoint need not have all."""
+    return gate_key(layer), f"{layer}.gate.selection_bias"
+
+
 def layer_index(layer: str) -> int:
     """The number of a layer within its side: `encoder.layers.3.moe_layer` -> 3."""
     return int(layer.split(".layers.")[1].partition(".")[0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -27,6 +29,20 @@ def step(title: str) -> Iterator[Step]:
         print("failed", flush=True)
         raise
     print(f"{current.detail} ({time.monotonic() - started:.1f} s)", flush=True)
+
+
+@contextmanager
+def quiet_fairseq() -> Iterator[None]:
+    """Without what fairseq and torch say of loading and batches in between a verb's own lines."""
+    logger = logging.getLogger("fairseq")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def count(number: int, noun: str) -> str:

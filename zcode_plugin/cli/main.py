@@ -50,6 +50,9 @@ VERBS = (
     Verb("merge", "the files of all ranks to one checkpoint for fairseq-generate"),
     Verb("reshard", "a checkpoint divided over another number of ranks, to train on"),
     Verb("average", "the mean of several checkpoints of a run"),
+    Verb("stats", "what each expert does, by layer, objective and language pair"),
+    Verb("prune", "keep the experts that matter, by use or by what they contribute"),
+    Verb("aggregate", "several models to one with all their experts (AoE)"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )

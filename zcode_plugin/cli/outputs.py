@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from zcode_plugin.checkpoint import names
@@ -61,3 +63,23 @@ def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force
                 raise UserError(
                     f"{path} is of a run with more ranks: move it away, or name another --out"
                 )
+
+
+def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write files that belong together: none gets its name before all are written.
+
+    Raises:
+        UserError: one cannot be written; nothing is left behind.
+    """
+    partials = {path: path.with_name(f".{path.name}.partial-{os.getpid()}") for path in texts}
+    path = Path()
+    try:
+        for path, text in texts.items():
+            partials[path].write_text(text, encoding="utf-8")
+        for path, partial in partials.items():
+            os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)

@@ -158,6 +158,11 @@ class MoEConfig(FairseqDataclass):
         "keep padding out of routing, capacity and losses",
         const="true",
     )
+    freeze_except: Optional[str] = _flag(
+        None,
+        "train nothing but parameters with one of these comma-separated words in their name, such "
+        "as gate, experts, embed_tokens; start with --finetune-from-model (default: train all)",
+    )
     expert_parallel_size: int = _flag(
         1,
         "ranks over which the experts of a layer are spread; divides the number of ranks and "

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from zcode_plugin.checkpoint.vocabulary import move_rows
 from zcode_plugin.models.expert_layout import expert_layout
+from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
 from zcode_plugin.models.moe_checks import check, check_parallel
@@ -181,6 +182,8 @@ class MoETransformer(TransformerModel):
         model.heads = build_heads(
             objectives, model.encoder, GENERATOR_SIZE if size is None else size
         )
+        if moe.freeze_except is not None:
+            freeze(model, moe.freeze_except)
         if topology.size > 1:
             prepare_model(model)
         if moe.balance == "bias":

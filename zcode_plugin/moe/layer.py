@@ -130,13 +130,13 @@ class MOELayer(FairscaleMOELayer):
         self, x_TM: Tensor, padding_T: Tensor | None, context: CallContext | None
     ) -> tuple[Tensor, LayerStats]:
         gated = cast(GateOutput, self.gate(x_TM, padding_T, context))
-        statistics = open_statistics()
-        if statistics is not None:
-            statistics.record(context, gated, padding_T)
         routing = gated.routing
         place_KT = places(routing, gated.expert_TK.size(1), x_TM.size(0))
         x_AM = dispatch(x_TM, routing.token_A, place_KT)
         y_AM = self._apply_experts(x_AM, routing.kept_E, routing.kept)
+        statistics = open_statistics()
+        if statistics is not None:
+            statistics.record(context, gated, padding_T, y_AM)
         weight_A = gated.weight_A.to(y_AM.dtype)
         return combine(y_AM, weight_A, routing.token_A, place_KT), gated.stats
 

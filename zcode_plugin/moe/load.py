@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 from weakref import WeakSet
 
@@ -41,6 +41,8 @@ class Load:
     Attributes:
         asked_E: int64 [E], assignments that asked for each expert.
         kept_E: int64 [E], those that found a place.
+        weight_E: float64 [E], sum of their combine weights.
+        norm_E: float64 [E], sum of their combine weight x the L2 norm of the expert's output.
         asked_B, dropped_B: int64 [B], assignments asked for and dropped, by the place of the token
             in its batch: bucket b holds the b-th of B equal parts.
         tokens: tokens routed.
@@ -51,13 +53,15 @@ class Load:
     kept_E: Tensor
     asked_B: Tensor
     dropped_B: Tensor
+    weight_E: Tensor
+    norm_E: Tensor
     tokens: int = 0
     entropy: float = 0.0
 
     def add(self, other: Load) -> None:
         """Add the counts of another one with as many experts and buckets."""
-        for name in ("asked_E", "kept_E", "asked_B", "dropped_B", "tokens", "entropy"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for item in fields(self):
+            setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     def row(self, key: Key) -> dict[str, Any]:
         """Plain numbers, ready for a table or JSON; shares lie between 0 and 1."""
@@ -70,6 +74,8 @@ class Load:
             "dropped_by_position": (self.dropped_B / self.asked_B.clamp(min=1)).tolist(),
             "load": self.asked_E.tolist(),
             "kept": self.kept_E.tolist(),
+            "weight": self.weight_E.tolist(),
+            "norm": self.norm_E.tolist(),
             "max_over_mean": float(self.asked_E.max() * self.asked_E.numel()) / max(asked, 1),
             "dead_experts": int((self.asked_E == 0).sum()),
             "entropy": self.entropy / max(self.tokens, 1),
@@ -113,14 +119,18 @@ class LoadStatistics:
 
     @torch.no_grad()
     def record(
-        self, context: CallContext | None, gated: GateOutput, padding_T: Tensor | None
+        self,
+        context: CallContext | None,
+        gated: GateOutput,
+        padding_T: Tensor | None,
+        y_AM: Tensor,
     ) -> None:
-        """Count one call of one layer; called by the layer itself."""
+        """Count one call of one layer, with the experts' outputs; called by the layer itself."""
         if context is not None:
             if context in self._seen:
                 return
             self._seen.add(context)
-        call = _Call(gated, padding_T, self.buckets)
+        call = _Call(gated, padding_T, y_AM, self.buckets)
         layer = "" if context is None else context.layer
         objective, pairs = _label.get()
         if isinstance(pairs, str):
@@ -135,7 +145,7 @@ class LoadStatistics:
 class _Call:
     """The assignments of one call, on the CPU."""
 
-    def __init__(self, gated: GateOutput, padding_T: Tensor | None, buckets: int):
+    def __init__(self, gated: GateOutput, padding_T: Tensor | None, y_AM: Tensor, buckets: int):
         self.buckets = buckets
         self.num_experts = gated.routing.kept_E.numel()
         self.tokens = gated.expert_TK.size(0)
@@ -144,6 +154,9 @@ class _Call:
         real_T = torch.ones(self.tokens, dtype=torch.bool)
         self.real_T = real_T if padding_T is None else ~padding_T.cpu()
         self.entropy_T = gated.entropy_T.cpu()
+        self.token_A = gated.routing.token_A.cpu()
+        self.weight_A = gated.weight_A.cpu().double()
+        self.norm_A = self.weight_A * y_AM.float().norm(dim=1).cpu()
 
     def load(self, mine_T: Tensor | None = None) -> Load:
         """Counts of the tokens in `mine_T`, bool [T]; of all without it."""
@@ -158,11 +171,20 @@ class _Call:
         def count(values_A: Tensor, where_A: Tensor, size: int) -> Tensor:
             return values_A[where_A].bincount(minlength=size)
 
+        mine_rows_A = mine_T[self.token_A]
+        expert_of_row_A = expert_A[self.slot_A]
+
+        def total(values_A: Tensor) -> Tensor:
+            zeros_E = torch.zeros(self.num_experts, dtype=torch.float64)
+            return zeros_E.index_add(0, expert_of_row_A, values_A * mine_rows_A)
+
         return Load(
             asked_E=count(expert_A, mine_A, self.num_experts),
             kept_E=count(expert_A, mine_A & kept_A, self.num_experts),
             asked_B=count(bucket_A, mine_A, self.buckets),
             dropped_B=count(bucket_A, mine_A & ~kept_A, self.buckets),
+            weight_E=total(self.weight_A),
+            norm_E=total(self.norm_A),
             tokens=int(mine_T.sum()),
             entropy=float(self.entropy_T[mine_T].sum()),
         )

@@ -88,6 +88,8 @@ def reduce_expert_gradients(experts: list[nn.Parameter], topology: ExpertTopolog
     In place and once an update: on experts, a copy costs as much as the gradient.
     """
     for parameter in experts:
+        if not parameter.requires_grad:  # --freeze-except
+            continue
         if parameter.grad is None and topology.data_group is not None:
             parameter.grad = torch.zeros_like(parameter)  # a replica may have one
         if parameter.grad is not None:

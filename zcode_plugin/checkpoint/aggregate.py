@@ -1,0 +1,238 @@
+"""Aggregation of experts (AoE): several models to one with all their experts.
+
+Source: "Scalable and Efficient MoE Training for Multitask Multilingual Models" (arXiv 2109.10465):
+experts are kept, gates concatenated, all other weights averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zcode_plugin.checkpoint import config, names
+from zcode_plugin.checkpoint.average import mean
+from zcode_plugin.checkpoint.gather import WEIGHTS_IN_EXTRA_STATE, Gathered
+from zcode_plugin.checkpoint.vocabulary import check_same
+from zcode_plugin.errors import UserError
+
+# What a model computes, as far as no shape of its weights shows it.
+_OPTIONS = (
+    *("encoder_attention_heads", "decoder_attention_heads", "activation_fn", "layernorm_embedding"),
+    *("encoder_normalize_before", "decoder_normalize_before", "no_scale_embedding"),
+    *("encoder_learned_pos", "decoder_learned_pos", "moe_top_k", "moe_gate", "moe_balance"),
+    *("moe_normalize_gate_prob", "moe_normalize_gate_prob_before_dropping", "moe_residual"),
+)
+_TASK_OPTIONS = ("encoder_langtok", "decoder_langtok", "objective_token")
+_HEADS = "heads."
+_SAMPLES = 2048
+_MOST = 4.0
+
+
+@dataclass(frozen=True)
+class GateScale:
+    """What an aggregated gate's rows were multiplied by.
+
+    Attributes:
+        factor: that.
+        before: mean over tokens of the probability that goes to the chosen experts, in the models.
+        joined: the same of the concatenated gate.
+        after: and once it is scaled.
+    """
+
+    factor: float
+    before: float
+    joined: float
+    after: float
+
+
+def aggregate(
+    models: Sequence[Gathered],
+    paths: Sequence[Path],
+    *,
+    coefficients: Sequence[float],
+    gate_scale: float | None,
+    top_k: int | None = None,
+) -> tuple[dict[str, Any], dict[str, GateScale]]:
+    """One checkpoint for one process, without an optimizer's state or averaged copies (EMA).
+
+    Args:
+        models: checkpoints for one process.
+        paths: of them, for errors.
+        coefficients: of the mean of all that is neither expert nor gate; they sum to 1.
+        gate_scale: factor of all gates; None finds that of each layer, see `fitting_scale`.
+        top_k: experts of a token, where it shall be another number.
+
+    Returns:
+        The checkpoint; and what became of the gate of each layer.
+
+    Raises:
+        UserError: the models do not fit together.
+    """
+    for other, path in zip(models[1:], paths[1:], strict=True):
+        _check_alike(models[0], other, paths[0], path)
+    shared = [_shared(model) for model in models]
+    common = {key for key in shared[0] if all(key in part for part in shared)}
+    for part in shared:
+        for key in [key for key in part if key.startswith(_HEADS) and key not in common]:
+            del part[key]  # a head that only some were trained with
+    weights: dict[str, Any] = mean(shared, paths, 0, coefficients)
+    state = dict(models[0].state)
+    k = top_k or int(config.get(config.section(state, "model"), "moe_top_k", 1))
+    scales = {}
+    for layer in models[0].experts:
+        weights.update(_union(layer, models))
+        weights.update(_biases(layer, models))
+        gates = [model.state["model"][names.gate_key(layer)] for model in models]
+        norms = _input_norm(layer, state, weights)
+        scales[layer] = fitting_scale(gates, *norms, k, gate_scale)
+        weights[names.gate_key(layer)] = torch.cat(gates) * scales[layer].factor
+    _finish(state, models, weights, top_k)
+    return state, scales
+
+
+def _shared(model: Gathered) -> dict[str, Any]:
+    """What is neither expert nor gate."""
+    rows = {key for layer in model.experts for key in names.gate_rows(layer)}
+    return {
+        key: value
+        for key, value in model.state["model"].items()
+        if key not in rows and names.parse_expert_key(key) is None
+    }
+
+
+def _union(layer: str, models: Sequence[Gathered]) -> dict[str, Any]:
+    entries, first = {}, 0
+    for model in models:
+        for key, value in model.state["model"].items():
+            parts = names.parse_expert_key(key)
+            if parts is not None and parts.layer == layer:
+                entries[str(names.ExpertKey(layer, first + parts.expert, parts.parameter))] = value
+        first += model.experts[layer]
+    return entries
+
+
+def _biases(layer: str, models: Sequence[Gathered]) -> dict[str, Tensor]:
+    """The selection biases of `--moe-balance bias`, one after the other."""
+    key = names.gate_rows(layer)[1]
+    found = [model.state["model"].get(key) for model in models]
+    if any(bias is None for bias in found):
+        return {}
+    return {key: torch.cat(found)}
+
+
+def _input_norm(
+    layer: str, state: Mapping[str, Any], weights: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias [M] of the normalisation whose output the gate sees."""
+    block = layer.removesuffix(".moe_layer")
+    side = block.partition(".")[0]
+    before = config.get(config.section(state, "model"), f"{side}_normalize_before", False)
+    after_attention = "self_attn" if side == "encoder" else "encoder_attn"
+    name = "final" if before else after_attention
+    weight, bias = (weights[f"{block}.{name}_layer_norm.{part}"] for part in ("weight", "bias"))
+    return weight.float(), bias.float()
+
+
+def fitting_scale(
+    gates: Sequence[Tensor], norm_M: Tensor, bias_M: Tensor, k: int, factor: float | None
+) -> GateScale:
+    """The factor of a concatenated gate with which it is as decided as the gates that it is of.
+
+    A softmax over twice as many experts leaves each about half the probability, and what a token
+    gets from its experts shrinks with it. The factor makes the mean probability of the k best
+    experts what it was in the single gates, on inputs as the normalisation before would make them:
+    its bias plus its weight times standard normal draws, 2,048 of them. It is at most 4: gates that
+    are nearly the same stay undecided between their like, and a gate that is too sharp learns nothing.
+
+    Args:
+        gates: each [E, M].
+        norm_M, bias_M: of the normalisation whose output the gate sees.
+        k: experts of a token.
+        factor: a given one, whose effect is told.
+    """
+    draw = torch.Generator().manual_seed(1)
+    x_TM = bias_M + norm_M * torch.randn(_SAMPLES, len(norm_M), generator=draw)
+    logits = [x_TM @ gate.float().t() for gate in gates]
+    joined_TE = torch.cat(logits, dim=1)
+    before = sum(_certainty(part, k, 1.0) for part in logits) / len(logits)
+    if factor is None:
+        low, high = 1.0, _MOST  # more experts never make a gate of the same factor more certain
+        for _ in range(40):
+            middle = (low * high) ** 0.5
+            low, high = (
+                (middle, high) if _certainty(joined_TE, k, middle) < before else (low, middle)
+            )
+        factor = low
+    after = _certainty(joined_TE, k, factor)
+    return GateScale(factor, before, _certainty(joined_TE, k, 1.0), after)
+
+
+def _certainty(logits_TE: Tensor, k: int, factor: float) -> float:
+    best_TK = (factor * logits_TE).softmax(1).topk(min(k, logits_TE.size(1)), dim=1).values
+    return float(best_TK.sum(1).mean())
+
+
+def _finish(
+    state: dict[str, Any], models: Sequence[Gathered], weights: dict[str, Any], top_k: int | None
+) -> None:
+    state["model"] = weights
+    extra = dict(state.get("extra_state") or {})
+    for name in WEIGHTS_IN_EXTRA_STATE:
+        extra.pop(name, None)
+    state["extra_state"] = extra
+    state.pop("kept_experts", None)
+    counts = {layer: sum(model.experts[layer] for model in models) for layer in models[0].experts}
+    config.set_expert_counts(state, counts)
+    if top_k is not None:
+        config.put(config.section(state, "model"), "moe_top_k", top_k)
+
+
+def _check_alike(first: Gathered, other: Gathered, first_path: Path, path: Path) -> None:
+    """The models differ in nothing but weights and numbers of experts.
+
+    Raises:
+        UserError: naming what differs.
+    """
+    for part, options in (("model", _OPTIONS), ("task", _TASK_OPTIONS)):
+        sections = [config.section(model.state, part) for model in (first, other)]
+        for option in options:
+            values = [str(config.get(section, option)) for section in sections]
+            if values[0] != values[1]:
+                raise UserError(
+                    f"{path} and {first_path} are different models: --{option.replace('_', '-')} "
+                    f"is {values[1]} in one and {values[0]} in the other"
+                )
+    if first.experts.keys() != other.experts.keys():
+        layers = sorted(first.experts.keys() ^ other.experts.keys())
+        raise UserError(f"{path} and {first_path}: only one of them has experts in {layers[0]}")
+    states = [model.state.get("task_state") or {} for model in (first, other)]
+    langs = [state.get("langs") or [] for state in states]
+    if all(langs) and langs[0] != langs[1]:
+        raise UserError(
+            f"{path} and {first_path} have different languages, or another order of them: "
+            f"{','.join(langs[1])} and {','.join(langs[0])}"
+        )
+    symbols = states[0].get("symbols")
+    if symbols is not None:
+        remedy = f"give all models the dictionary of {first_path}"
+        check_same(other.state, symbols.split("\n"), f"{path} (beside {first_path})", remedy)
+    _check_shapes(first, other, first_path, path)
+
+
+def _check_shapes(first: Gathered, other: Gathered, first_path: Path, path: Path) -> None:
+    """Entries of experts and gates; `mean` looks at all others."""
+    for layer in first.experts:
+        for key in (names.gate_key(layer), f"{layer}.experts.0.fc1.weight"):
+            shapes = [tuple(model.state["model"][key].shape[1:]) for model in (first, other)]
+            if key.endswith("fc1.weight"):
+                shapes = [tuple(model.state["model"][key].shape) for model in (first, other)]
+            if shapes[0] != shapes[1]:
+                raise UserError(
+                    f"{path} and {first_path} are different models: {key} has {shapes[1]} in one "
+                    f"and {shapes[0]} in the other"
+                )

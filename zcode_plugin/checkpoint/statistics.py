@@ -1,0 +1,93 @@
+"""What the experts of a checkpoint do on data: gathered once, written, read by other verbs."""
+
+from __future__ import annotations
+
+import csv
+import io as text_io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zcode_plugin.errors import UserError
+
+FORMAT = "zcode-stats-1"
+# Sums for each expert, by the name under which they are stored.
+MEASURES = ("load", "weight", "norm")
+
+
+@dataclass(frozen=True)
+class ExpertStatistics:
+    """Sums over the tokens of a split, for each layer, objective and pair.
+
+    Attributes:
+        rows: as `LoadStatistics.rows` gives them, `layer` as `encoder.layers.1`.
+        origin: checkpoint, data, split and so on.
+    """
+
+    rows: Sequence[Mapping[str, Any]]
+    origin: Mapping[str, Any]
+
+    def pairs(self) -> list[str]:
+        """Language pairs, and languages of monolingual data, in the order of the rows."""
+        return list(dict.fromkeys(row["pair"] for row in self.rows))
+
+    def totals(self, measure: str, pairs: Iterable[str] = ()) -> dict[str, list[float]]:
+        """Sum of a measure for each expert of each layer; over all pairs, or those named.
+
+        Args:
+            measure: of `MEASURES`.
+            pairs: as in `pairs()`.
+
+        Raises:
+            UserError: there is no such pair.
+        """
+        chosen = list(pairs)
+        for pair in chosen:
+            if pair not in self.pairs():
+                raise UserError(
+                    f"--pairs: the statistics have no {pair}, but {', '.join(self.pairs())}"
+                )
+        totals: dict[str, list[float]] = {}
+        for row in self.rows:
+            if not chosen or row["pair"] in chosen:
+                sums = totals.setdefault(row["layer"], [0.0] * len(row[measure]))
+                totals[row["layer"]] = [a + b for a, b in zip(sums, row[measure], strict=True)]
+        return totals
+
+    def to_json(self) -> str:
+        """The whole, as text."""
+        record = {"format": FORMAT, **self.origin, "rows": list(self.rows)}
+        return json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+
+    def to_csv(self) -> str:
+        """A line for each layer, objective, pair and expert."""
+        text = text_io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["layer", "objective", "pair", "expert", "tokens", *MEASURES, "kept"])
+        for row in self.rows:
+            for expert, values in enumerate(
+                zip(*(row[name] for name in (*MEASURES, "kept")), strict=True)
+            ):
+                names = (row["layer"], row["objective"], row["pair"])
+                writer.writerow([*names, expert, row["tokens"], *values])
+        return text.getvalue()
+
+
+def read_statistics(path: Path) -> ExpertStatistics:
+    """What `zcode stats` wrote.
+
+    Raises:
+        UserError: the file cannot be read, or is none of these.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+        raise UserError(f"{path} is no file of zcode stats: gather one with zcode stats CKPT DATA")
+    rows = record.pop("rows")
+    return ExpertStatistics(rows, record)

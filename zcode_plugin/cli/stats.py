@@ -1,0 +1,95 @@
+"""`zcode stats`: what the experts of a checkpoint do on data."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from zcode_plugin.cli.console import count, format_table, quiet_fairseq, step
+from zcode_plugin.cli.outputs import write_texts
+from zcode_plugin.errors import UserError
+
+DESCRIPTION = """Run a checkpoint over a split of binarised data, with its references, and add up
+for each layer, objective, pair and expert: tokens sent to the expert (load), the sum of their
+combine weights (weight), and the sum of combine weight x norm of the expert's output (norm)."""
+EPILOG = """Writes OUT.json, which zcode prune reads, and OUT.csv beside it.
+
+example:
+  zcode stats model.pt data --out stats.json
+  zcode stats model.pt data --pairs de-en,en-de --objectives mt --gen-subset test --out de.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CKPT", help="one file, any rank's, or without a rank")
+    add("data", type=Path, metavar="DATA", help="folder of binarised data")
+    add("--out", type=Path, required=True, metavar="OUT.json", help="file to write")
+    add("--gen-subset", default="valid", metavar="SPLIT", help="split (default: valid)")
+    add("--pairs", metavar="A-B,...", help="directions of mt (default: those of the training)")
+    add("--objectives", metavar="NAME,...", help="objectives (default: those of the training)")
+    add("--max-tokens", type=int, default=4000, metavar="N", help="of a batch (default: 4000)")
+    add(
+        "--capacity-factor",
+        type=float,
+        default=0.0,
+        metavar="F",
+        help="drop tokens beyond the capacity that this factor gives (default: 0, never)",
+    )
+    add("--cpu", action="store_true", help="do not use a GPU")
+    add("--force", action="store_true", help="overwrite files")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gather, write and print a summary."""
+    from zcode_plugin.checkpoint.gather import gather_whole
+    from zcode_plugin.cli.evaluation.running import Selection, measure
+
+    if args.out.suffix != ".json":
+        raise UserError(f"--out {args.out}: the name must end in .json")
+    outputs = [args.out, args.out.with_suffix(".csv")]
+    for path in outputs:
+        if path.exists() and not args.force:
+            raise UserError(f"{path} exists: --force overwrites it, --out names another")
+    if not args.data.is_dir():
+        raise UserError(f"there is no folder {args.data}")
+    if args.max_tokens < 1:
+        raise UserError(f"--max-tokens {args.max_tokens} is too small")
+    files, gathered = gather_whole(args.checkpoint)
+    selection = Selection(
+        args.data,
+        args.gen_subset,
+        _list(args.pairs),
+        _list(args.objectives),
+        args.max_tokens,
+        args.capacity_factor,
+        args.cpu,
+    )
+    with step(f"run {files[0].name} over {args.data} ({args.gen_subset})") as current:
+        with quiet_fairseq():
+            statistics = measure(gathered, str(files[0]), selection)
+        current.detail = count(len(statistics.rows), "row")
+    write_texts(dict(zip(outputs, (statistics.to_json(), statistics.to_csv()), strict=True)))
+    rows = [("layer", "tokens", "experts", "busiest", "idlest", "dropped")]
+    for layer, loads in statistics.totals("load").items():
+        own = [row for row in statistics.rows if row["layer"] == layer]
+        asked = sum(row["assignments"] for row in own)
+        rows.append(
+            (
+                layer,
+                f"{sum(row['tokens'] for row in own):,}",
+                f"{len(loads)}",
+                f"{100 * max(loads) / asked:.1f}%",
+                f"{100 * min(loads) / asked:.1f}%",
+                f"{100 * sum(row['dropped'] for row in own) / asked:.1f}%",
+            )
+        )
+    print(format_table(rows))
+    print(f"written: {outputs[0]}, {outputs[1]}")
+    return 0
+
+
+def _list(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
