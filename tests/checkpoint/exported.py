@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,19 @@ def dictionary() -> Dictionary:
     return words
 
 
-def build(**options: Any) -> tuple[MoETransformer, Namespace]:
+def build(
+    symbols: Dictionary | None = None, objectives: Sequence[str] = (), **options: Any
+) -> tuple[MoETransformer, Namespace]:
     """A model of random weights, norms and biases included, and its options."""
     args = Namespace(**{**SMALL, **options})
     fill(args, TINY)
-    symbols = dictionary()
+    symbols = symbols or dictionary()
     torch.manual_seed(3)
-    task = Namespace(source_dictionary=symbols, target_dictionary=symbols)
+    task = Namespace(
+        source_dictionary=symbols,
+        target_dictionary=symbols,
+        objectives=[Namespace(name=name) for name in objectives],
+    )
     model = MoETransformer.build_model(Namespace(**vars(args)), task).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

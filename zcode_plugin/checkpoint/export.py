@@ -19,12 +19,13 @@ from zcode_plugin.checkpoint.export_options import (
     plain_options,
     weight_names,
 )
+from zcode_plugin.checkpoint.folders import CONFIG, WEIGHTS
 from zcode_plugin.checkpoint.gather import UNSET_BUFFER, Gathered
 from zcode_plugin.checkpoint.tensors import count_elements, identity
 from zcode_plugin.checkpoint.vocabulary import SENTENCEPIECE, Vocabulary
 from zcode_plugin.errors import UserError
 
-WEIGHTS, CONFIG, SYMBOLS = "model.safetensors", "config.json", "symbols.txt"
+SYMBOLS = "symbols.txt"
 EMBEDDINGS = "encoder.embed_tokens.weight"
 MODEL_CLASS, CONFIG_CLASS, TOKENIZER_CLASS = (
     "modeling_zcode_moe.ZcodeMoeForConditionalGeneration",
@@ -49,18 +50,6 @@ class Written:
     parameters: int
     tied: dict[str, str]
     left_out: list[str]
-
-
-def check_safetensors() -> None:
-    """See that the package is there.
-
-    Raises:
-        UserError: it is not.
-    """
-    try:
-        import safetensors  # noqa: F401
-    except ImportError:
-        raise UserError("the package safetensors is missing: pip install safetensors") from None
 
 
 def write_safetensors(gathered: Gathered, symbols: list[str] | None, folder: Path) -> Written:
@@ -203,7 +192,7 @@ def _config(options: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _generation_config(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The search of fairseq-generate, whose lengths do not count the symbol it starts with."""
+    """The search of fairseq-generate."""
     return {
         "bos_token_id": 0,
         "pad_token_id": 1,
@@ -213,7 +202,7 @@ def _generation_config(options: Mapping[str, Any]) -> dict[str, Any]:
         "early_stopping": True,
         "length_penalty": 1.0,
         "min_length": 2,
-        "max_length": 1 + min(_LONGEST, options["max_target_positions"]),
+        "max_new_tokens": min(_LONGEST, options["max_target_positions"]),
         "suppress_tokens": [1],
     }
 

@@ -108,7 +108,7 @@ def model_options(
             args.share_all_embeddings or args.share_decoder_input_output_embed
         ),
         "gate": "learned" if learned else "hash",  # random gates are hash gates in evaluation
-        "top_k": int(moe.moe_top_k),
+        "experts_per_token": int(moe.moe_top_k),
         "normalize_gate": learned and bool(moe.moe_top_k > 1 if normalize is None else normalize),
         "selection_bias": learned and moe.balance == "bias",
         "gate_in_float32": moe.gate.fp32,
@@ -157,7 +157,7 @@ def _side_options(
 def _refuse(args: Namespace) -> None:
     for name in _REFUSED:
         value = getattr(args, name, None)
-        if value and str(value) not in ("0", "0.0", "False"):
+        if value:
             flag = "--" + name.replace("_", "-")
             given = flag if value is True else f"{flag} {value}"
             raise UserError(f"{given} has no counterpart in the exported model: {REMEDY}")

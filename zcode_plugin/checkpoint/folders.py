@@ -1,4 +1,4 @@
-"""Folders written whole or not at all."""
+"""Folders of exports, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,28 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from zcode_plugin.errors import UserError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def check_folder(path: Path, *, force: bool) -> None:
+    """Refuse what a new export must not replace: anything but an export, and that without `force`.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"--out {path} is a file: name a folder")
+    if not any(path.iterdir()):
+        return
+    if not all((path / name).is_file() for name in (CONFIG, WEIGHTS)):
+        raise UserError(f"--out {path} holds other files than an export: name another folder")
+    if not force:
+        raise UserError(f"{path} exists: --force replaces it, --out names another")
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,12 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was written."""
-    from zcode_plugin.checkpoint.export import check_safetensors
-    from zcode_plugin.checkpoint.folders import whole_folder
+    from zcode_plugin.checkpoint.folders import check_folder, whole_folder
     from zcode_plugin.checkpoint.gather import gather_whole
 
-    check_safetensors()
-    _check_out(args.out, force=args.force)
+    _check_safetensors()
+    check_folder(args.out, force=args.force)
     with step(f"export {args.checkpoint}") as current:
         files, gathered = gather_whole(args.checkpoint)
         _check_apart(args.out, files)
@@ -71,16 +71,15 @@ def run(args: argparse.Namespace) -> int:
     rows += [(path.name, f"{path.stat().st_size:,}") for path in sorted(args.out.iterdir())]
     print(format_table(rows))
     experts = ", ".join(str(number) for number in sorted(set(gathered.experts.values())))
-    print(
-        f"{written.parameters:,} parameters, {count(len(gathered.experts), 'MoE layer')}"
-        + (f" of {experts} experts" if experts else "")
-    )
+    layers = count(len(gathered.experts), "MoE layer")
+    print(f"{written.parameters:,} parameters, {layers}{experts and f' of {experts} experts'}")
     for note in [*_notes(written), *notes]:
         print(note)
     return 0
 
 
 def _write(args: argparse.Namespace, gathered: Gathered, folder: Path) -> tuple[Written, list[str]]:
+    # Not before the checkpoint is read: that imports fairseq without its warnings.
     from zcode_plugin.checkpoint import export, vocabulary
 
     if args.format == SAFETENSORS:
@@ -112,22 +111,9 @@ def _notes(written: Written) -> Iterable[str]:
         yield f"left out: the heads of {', '.join(heads)}, which no translation needs"
 
 
-def _check_out(out: Path, *, force: bool) -> None:
-    """Refuse what a new folder must not replace."""
-    from zcode_plugin.checkpoint.export import CONFIG, WEIGHTS
-
-    if not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise UserError(f"--out {out} is a file: name a folder")
-    if not any(out.iterdir()):
-        return
-    if not all((out / name).is_file() for name in (CONFIG, WEIGHTS)):
-        raise UserError(f"--out {out} holds other files than an export: name another folder")
-    if not force:
-        raise UserError(f"{out} exists: --force replaces it, --out names another")
+def _check_safetensors() -> None:
+    if find_spec("safetensors") is None:
+        raise UserError("the package safetensors is missing: pip install safetensors")
 
 
 def _check_apart(out: Path, files: list[Path]) -> None:

@@ -27,7 +27,7 @@ class ZcodeMoeConfig(PretrainedConfig):
         share_all_embeddings: one table for source, target and output.
         share_decoder_input_output_embed: one table for target and output.
         gate: `learned`, or `hash`: the expert is a fixed function of the token's id.
-        top_k: experts per token.
+        experts_per_token: K.
         normalize_gate: a token's combine weights sum to 1.
         selection_bias: experts are chosen by score + bias.
         gate_in_float32: compute the gate in float32 whatever the model's dtype.
@@ -70,7 +70,7 @@ class ZcodeMoeConfig(PretrainedConfig):
         share_all_embeddings: bool = True,
         share_decoder_input_output_embed: bool = True,
         gate: str = "learned",
-        top_k: int = 1,
+        experts_per_token: int = 1,
         normalize_gate: bool = False,
         selection_bias: bool = False,
         gate_in_float32: bool = True,
@@ -99,7 +99,8 @@ class ZcodeMoeConfig(PretrainedConfig):
         self.layernorm_embedding = layernorm_embedding
         self.share_all_embeddings = share_all_embeddings
         self.share_decoder_input_output_embed = share_decoder_input_output_embed
-        self.gate, self.top_k, self.normalize_gate = gate, top_k, normalize_gate
+        self.gate, self.normalize_gate = gate, normalize_gate
+        self.experts_per_token = experts_per_token  # `top_k` would be taken for one of sampling
         self.selection_bias, self.gate_in_float32 = selection_bias, gate_in_float32
         self.residual_expert = residual_expert
         self.dropout, self.attention_dropout = dropout, attention_dropout

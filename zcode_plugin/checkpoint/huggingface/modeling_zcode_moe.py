@@ -151,14 +151,14 @@ class ResidualExpert(FeedForward):
 class Gate(nn.Module):
     """Scores all experts for each token and chooses K."""
 
-    selection_bias: Tensor | None
-
     def __init__(self, config: ZcodeMoeConfig, width: int, experts: int):
         super().__init__()
         self.config = config
         self.wg = nn.Linear(width, experts, bias=False)
-        bias = torch.zeros(experts) if config.selection_bias else None
-        self.register_buffer("selection_bias", bias)
+        bias = torch.zeros(experts)
+        self.selection_bias = (
+            nn.Parameter(bias, requires_grad=False) if config.selection_bias else None
+        )
 
     def forward(self, x_NM: Tensor) -> tuple[Tensor, Tensor]:
         """Combine weights and experts of each token, both [N, K]."""
@@ -168,8 +168,8 @@ class Gate(nn.Module):
         score_NE = functional.linear(x_NM, weight).float().softmax(dim=1)
         steered_NE = score_NE
         if self.selection_bias is not None:
-            steered_NE = score_NE.detach() + self.selection_bias
-        expert_NK = steered_NE.topk(self.config.top_k, dim=1).indices
+            steered_NE = score_NE.detach() + self.selection_bias.float()
+        expert_NK = steered_NE.topk(self.config.experts_per_token, dim=1).indices
         score_NK = score_NE.gather(1, expert_NK)
         if self.config.normalize_gate:
             total_N1 = score_NK.sum(1, keepdim=True)
@@ -182,7 +182,7 @@ class MoeLayer(nn.Module):
 
     def __init__(self, config: ZcodeMoeConfig, width: int, hidden: int, experts: int):
         super().__init__()
-        self.top_k = config.top_k
+        self.top_k = config.experts_per_token
         self.gate = Gate(config, width, experts) if config.gate == "learned" else None
         self.experts = nn.ModuleList(FeedForward(config, width, hidden) for _ in range(experts))
         self.residual = ResidualExpert(config, width, hidden) if config.residual_expert else None
@@ -427,13 +427,14 @@ class ZcodeMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     _supports_sdpa = True
     _no_split_modules = ("Layer",)
-    # It moves in steps of 0.001 in training: half precision would lose them.
-    _keep_in_fp32_modules_strict = ("selection_bias",)
 
     def __init__(self, config: ZcodeMoeConfig):
         super().__init__(config)
         self.encoder = Encoder(config, "encoder", has_embedding=True)
         self.decoder = Decoder(config)
+        if config.selection_bias:
+            # It moved in steps of 0.001 in training: half precision would lose them.
+            self._keep_in_fp32_modules_strict = {"selection_bias"}
         self.post_init()
 
     def get_encoder(self, *args: Any, **kwargs: Any) -> nn.Module:
@@ -539,7 +540,12 @@ class ZcodeMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 models that were trained with one before the target.
             logits_processor: further ones.
         """
+        if kwargs.get("max_length") is not None:
+            kwargs.setdefault("max_new_tokens", None)  # or the configured number would win
         config = kwargs.get("generation_config") or self.generation_config
+        ids = kwargs.get("input_ids") if inputs is None else inputs
+        if ids is not None and kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = ids != self.config.pad_token_id
         first = None
         if forced_bos_token_id is not None:
             first = torch.as_tensor(forced_bos_token_id).reshape(-1)
