@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from fairseq.data import Dictionary
 
-from zcode_plugin.checkpoint.export import Written, write_huggingface
+from zcode_plugin.checkpoint.export import Written, huggingface_options, write_huggingface
 from zcode_plugin.checkpoint.gather import gather_whole
 from zcode_plugin.checkpoint.vocabulary import find_vocabulary
 from zcode_plugin.data.languages import add_special_symbols
@@ -85,9 +85,9 @@ def export(state: dict[str, Any], folder: Path) -> Written:
     torch.save(state, path)
     folder.mkdir()
     _, gathered = gather_whole(path)
-    rows = len(gathered.state["model"]["encoder.embed_tokens.weight"])
-    vocabulary = find_vocabulary(gathered.state, path, None, rows)
-    return write_huggingface(gathered, vocabulary, None, folder)
+    options = huggingface_options(gathered)
+    vocabulary = find_vocabulary(gathered.state, path, None, options["vocab_size"])
+    return write_huggingface(gathered, options, vocabulary, None, folder)
 
 
 def load(folder: Path) -> tuple[Any, Any]:

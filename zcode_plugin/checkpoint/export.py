@@ -26,7 +26,7 @@ from zcode_plugin.checkpoint.vocabulary import SENTENCEPIECE, Vocabulary
 from zcode_plugin.errors import UserError
 
 SYMBOLS = "symbols.txt"
-EMBEDDINGS = "encoder.embed_tokens.weight"
+_EMBEDDINGS = "encoder.embed_tokens.weight"
 MODEL_CLASS, CONFIG_CLASS, TOKENIZER_CLASS = (
     "modeling_zcode_moe.ZcodeMoeForConditionalGeneration",
     "configuration_zcode_moe.ZcodeMoeConfig",
@@ -83,29 +83,41 @@ def write_safetensors(gathered: Gathered, symbols: list[str] | None, folder: Pat
     return Written(count_elements(stored.values()), tied, [])
 
 
+def huggingface_options(gathered: Gathered) -> dict[str, Any]:
+    """Arguments of the exported model's configuration.
+
+    Raises:
+        UserError: naming an option that the exported model does not have.
+    """
+    return model_options(all_options(gathered.state), gathered.experts, _weights(gathered))
+
+
 def write_huggingface(
-    gathered: Gathered, vocabulary: Vocabulary, sentencepiece: Path | None, folder: Path
+    gathered: Gathered,
+    options: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    sentencepiece: Path | None,
+    folder: Path,
 ) -> Written:
     """Write what `AutoModelForSeq2SeqLM` and `AutoTokenizer` of transformers load.
 
     Args:
         gathered: the whole checkpoint.
+        options: as `huggingface_options` gives them.
         vocabulary: its symbols and languages.
         sentencepiece: the model that cuts text into pieces; None where text has spaces between.
         folder: empty.
 
     Raises:
-        UserError: naming an option or a weight that the exported model does not have.
+        UserError: naming a weight that the exported model does not have, or the checkpoint.
     """
-    model = _weights(gathered)
-    options = model_options(all_options(gathered.state), gathered.experts, model)
-    stored, written = _fit(model, options)
+    stored, written = _fit(_weights(gathered), options)
     _save(stored, folder)
     modules = Path(__file__).with_name("huggingface")
     for name in (MODEL_CLASS, CONFIG_CLASS, TOKENIZER_CLASS):
         source = name.partition(".")[0] + ".py"
         shutil.copyfile(modules / source, folder / source)
-    _write_json(folder / CONFIG, _config(options, stored[EMBEDDINGS].dtype))
+    _write_json(folder / CONFIG, _config(options, stored[_EMBEDDINGS].dtype))
     _write_json(folder / "generation_config.json", _generation_config(options))
     _write_json(folder / "tokenizer_config.json", _tokenizer_config(options, vocabulary))
     _write_symbols(vocabulary.symbols, folder)
@@ -121,7 +133,7 @@ def _fit(
     wanted = weight_names(options)
     tied = {}
     if options["share_decoder_input_output_embed"]:
-        table = EMBEDDINGS if options["share_all_embeddings"] else "decoder.embed_tokens.weight"
+        table = _EMBEDDINGS if options["share_all_embeddings"] else "decoder.embed_tokens.weight"
         tied = {
             name: table
             for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")

@@ -86,10 +86,11 @@ def _write(args: argparse.Namespace, gathered: Gathered, folder: Path) -> tuple[
         symbols = (gathered.state.get("task_state") or {}).get("symbols")
         split = symbols.split("\n") if symbols else None
         return export.write_safetensors(gathered, split, folder), []
-    rows = len(gathered.state["model"][export.EMBEDDINGS])
+    options = export.huggingface_options(gathered)
+    rows = options["vocab_size"]
     found = vocabulary.find_vocabulary(gathered.state, args.checkpoint, args.data, rows)
     model = vocabulary.find_sentencepiece(args.sentencepiece_model, args.data, found)
-    written = export.write_huggingface(gathered, found, model, folder)
+    written = export.write_huggingface(gathered, options, found, model, folder)
     tokens = [f"--encoder-langtok {found.encoder_langtok}"] if found.encoder_langtok else []
     tokens += ["--decoder-langtok"] if found.decoder_langtok else []
     return written, [
