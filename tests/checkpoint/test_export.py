@@ -178,6 +178,9 @@ def test_half_precision_keeps_the_selection_bias(tmp_path: Path) -> None:
     assert gate.wg.weight.dtype == torch.bfloat16
     source, target = batch()
     assert half(source, decoder_input_ids=target).logits.isfinite().all()
+    exported, _ = load(tmp_path / "exported")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert exported(source, decoder_input_ids=target).logits.isfinite().all()
 
 
 def test_a_saved_copy_is_the_same(tmp_path: Path) -> None:

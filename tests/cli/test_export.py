@@ -220,8 +220,6 @@ def test_what_is_there_stays_until_the_new_folder_is_whole(
          "--sentencepiece-model {0}/no.model: there is no such file"),
         (["--out", "{0}/x", "--sentencepiece-model", "{0}/untrained.pt"],
          "{0}/untrained.pt is no SentencePiece model"),
-        (["--out", "{0}/x", "--format", "onnx"],
-         "argument --format: invalid choice: 'onnx' (choose from 'safetensors', 'huggingface')"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(

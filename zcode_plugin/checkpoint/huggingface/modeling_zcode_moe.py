@@ -202,7 +202,9 @@ class MoeLayer(nn.Module):
                 token_A = row_A // count
                 y_AM = expert(x_NM[token_A])
                 weight_A = weight_NK.flatten()[row_A].to(y_AM.dtype)
-                output_NM = output_NM.index_add(0, token_A, y_AM * weight_A[:, None])
+                # Under autocast an expert's output has another dtype than its input.
+                y_AM = (y_AM * weight_A[:, None]).to(output_NM.dtype)
+                output_NM = output_NM.index_add(0, token_A, y_AM)
         output_BTM = output_NM.view_as(x_BTM)
         return output_BTM if self.residual is None else self.residual.mix(x_BTM, output_BTM)
 
