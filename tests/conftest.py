@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+# Before anything imports transformers, which reads them then: tests use no network, and the modules
+# that it copies out of exported folders go with the tests.
+_COPIES = tempfile.TemporaryDirectory(prefix="zcode-huggingface-")
+os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_COPIES.name)
 sys.path.insert(0, str(Path(__file__).parent))
 
 

@@ -147,7 +147,7 @@ def fitting_scale(
     gets from its experts shrinks with it. The factor makes the mean probability of the k best
     experts what it was in the single gates, on inputs as the normalisation before would make them:
     its bias plus its weight times standard normal draws, 2,048 of them. It is at most 4: gates that
-    are nearly the same stay undecided between their like, and a gate that is too sharp learns nothing.
+    are nearly the same stay undecided between their like, and one that is too sharp learns nothing.
 
     Args:
         gates: each [E, M].

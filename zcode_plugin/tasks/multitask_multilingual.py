@@ -84,12 +84,12 @@ class MultitaskMultilingualTask(TrainingTask):
         langs = resolve_languages(directory, comma_list(cfg.langs), cfg.lang_dict, needed)
         if not langs:
             raise UserError(f"{directory} holds no binarised pairs: name languages with --langs")
-        dictionary = cls._shared_dictionary(directory, langs)
+        dictionary = cls.shared_dictionary(directory, langs)
         add_special_symbols(dictionary, langs, KNOWN if cfg.objective_token else ())
         return cls(cfg, dictionary, langs, pairs)
 
     @classmethod
-    def _shared_dictionary(cls, directory: Path, langs: list[str]) -> Dictionary:
+    def shared_dictionary(cls, directory: Path, langs: list[str]) -> Dictionary:
         paths = [directory / f"dict.{lang}.txt" for lang in langs]
         paths = [path for path in paths if path.exists()]
         if not paths:

@@ -1,0 +1,68 @@
+"""Folders of exports, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from zcode_plugin.errors import UserError
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def check_folder(path: Path, *, force: bool) -> None:
+    """Refuse what a new export must not replace: anything but an export, and that without `force`.
+
+    Raises:
+        UserError: naming the folder.
+    """
+    if not path.parent.is_dir():
+        raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise UserError(f"--out {path} is a file: name a folder")
+    if not any(path.iterdir()):
+        return
+    if not all((path / name).is_file() for name in (CONFIG, WEIGHTS)):
+        raise UserError(f"--out {path} holds other files than an export: name another folder")
+    if not force:
+        raise UserError(f"{path} exists: --force replaces it, --out names another")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder beside `path` that takes its name, and its place, at the end.
+
+    On any failure `path` is what it was, and nothing is left behind.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        partial.mkdir()
+        yield partial
+        _take_place(partial, path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _take_place(partial: Path, path: Path) -> None:
+    # No rename replaces a folder that holds something: the old one steps aside first.
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    is_there = path.exists()
+    if is_there:
+        path.rename(old)
+    try:
+        partial.rename(path)
+    except BaseException:
+        if is_there:
+            old.rename(path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,150 @@
+"""How text becomes a checkpoint's numbers: symbols, languages and tokens before a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from zcode_plugin.checkpoint import config
+from zcode_plugin.data.languages import (
+    add_special_symbols,
+    language_token,
+    objective_token,
+    resolve_languages,
+    stored_pairs,
+)
+from zcode_plugin.data.objectives import KNOWN
+from zcode_plugin.errors import UserError
+from zcode_plugin.tasks.config import comma_list
+from zcode_plugin.tasks.multitask_multilingual import MultitaskMultilingualTask
+
+SENTENCEPIECE = "sentencepiece.model"
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's own, in their order
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What gives text its numbers.
+
+    Attributes:
+        symbols: by number; those of fairseq first, language tokens and mask last.
+        langs: languages, in the order of their tokens.
+        encoder_langtok: whose token goes before the source: `src`, `tgt` or None.
+        decoder_langtok: whether the target's goes before the target.
+        objective_token: what goes before all else of a source, if anything does.
+    """
+
+    symbols: list[str]
+    langs: list[str]
+    encoder_langtok: str | None
+    decoder_langtok: bool
+    objective_token: str | None = None
+
+
+def find_vocabulary(
+    state: Mapping[str, Any], checkpoint: Path, data: Path | None, rows: int
+) -> Vocabulary:
+    """The vocabulary that a checkpoint names, or that of the data it was trained on.
+
+    Args:
+        state: the checkpoint.
+        checkpoint: its file, for messages.
+        data: directory of binarised data, or None.
+        rows: of the embeddings.
+
+    Raises:
+        UserError: neither has it, or it is another one.
+    """
+    task = config.section(state, "task")
+    kept = state.get("task_state") or {}
+    langs = list(kept.get("langs") or _languages(task, data))
+    own = kept["symbols"].split("\n") if kept.get("symbols") else None
+    with_objectives = bool(config.get(task, "objective_token", False))
+    read = None
+    if data is not None:
+        read = _read_symbols(data, langs, with_objectives, required=own is None)
+    symbols = own or read
+    if symbols is None:
+        raise UserError(
+            f"{checkpoint} does not name its vocabulary, as newer ones do: give --data, the "
+            "directory it was trained on"
+        )
+    if read not in (None, symbols):
+        raise UserError(
+            f"--data {data} has another dictionary than {checkpoint}: give the directory it was "
+            "trained on"
+        )
+    if len(symbols) != rows or symbols[: len(SPECIAL)] != SPECIAL:
+        raise UserError(
+            f"{checkpoint} has {rows:,} embeddings, but the dictionary of {data or checkpoint} has "
+            f"{len(symbols):,} symbols: give as --data the directory it was trained on"
+        )
+    for lang in langs:
+        if language_token(lang) not in symbols:
+            raise UserError(f"{checkpoint}: the vocabulary has no token of its language {lang}")
+    side = config.get(task, "encoder_langtok")
+    decoder = bool(config.get(task, "decoder_langtok", False))
+    return Vocabulary(
+        symbols,
+        langs,
+        None if side is None else str(side),
+        decoder,
+        objective_token("mt") if with_objectives else None,
+    )
+
+
+def _languages(task: Any, data: Path | None) -> list[str]:
+    """As the task finds them, for checkpoints that do not name theirs."""
+    langs = comma_list(config.get(task, "langs"))
+    if langs or data is None:
+        return langs
+    return resolve_languages(data, None, config.get(task, "lang_dict"), stored_pairs(data, "train"))
+
+
+def _read_symbols(
+    data: Path, langs: list[str], with_objectives: bool, *, required: bool
+) -> list[str] | None:
+    """The symbols of a directory's dictionary and the tokens; None where there is none."""
+    if not data.is_dir():
+        raise UserError(f"--data {data} is no directory")
+    if not required and not any((data / f"dict.{lang}.txt").exists() for lang in langs):
+        return None
+    if not langs:
+        raise UserError(f"--data {data} holds no binarised pairs: give the directory of training")
+    dictionary = MultitaskMultilingualTask.shared_dictionary(data, langs)
+    add_special_symbols(dictionary, langs, KNOWN if with_objectives else ())
+    return list(dictionary.symbols)
+
+
+def find_sentencepiece(
+    model: Path | None, data: Path | None, vocabulary: Vocabulary
+) -> Path | None:
+    """The SentencePiece model that is named, or that of the data; None where there is none.
+
+    Raises:
+        UserError: it cannot be read, or is of another vocabulary.
+    """
+    path = model
+    if path is None and data is not None and (data / SENTENCEPIECE).is_file():
+        path = data / SENTENCEPIECE
+    if path is None:
+        return None
+    from sentencepiece import SentencePieceProcessor
+
+    if not path.is_file():
+        raise UserError(f"--sentencepiece-model {path}: there is no such file")
+    try:
+        processor = SentencePieceProcessor(model_file=str(path))
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path} is no SentencePiece model") from error
+    tokens = {language_token(lang) for lang in vocabulary.langs}
+    ordinary = [s for s in vocabulary.symbols[len(SPECIAL) :] if s not in tokens]
+    pieces = {processor.id_to_piece(number) for number in range(len(processor))}
+    if 2 * len(pieces.intersection(ordinary)) < len(ordinary):
+        raise UserError(
+            f"{path} knows less than half of the checkpoint's symbols: give the model that its "
+            "text was cut with as --sentencepiece-model"
+        )
+    return path
