@@ -50,6 +50,7 @@ VERBS = (
     Verb("merge", "the files of all ranks to one checkpoint for fairseq-generate"),
     Verb("reshard", "a checkpoint divided over another number of ranks, to train on"),
     Verb("average", "the mean of several checkpoints of a run"),
+    Verb("quantise", "expert weights of 8 or 4 bits, for a smaller checkpoint to translate with"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )

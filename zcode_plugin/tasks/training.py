@@ -11,8 +11,9 @@ from fairseq.distributed.utils import get_global_group
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
+from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.checkpoint.resume import check_start
-from zcode_plugin.errors import exits_on_user_error
+from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
 from zcode_plugin.parallel.balancing import follow_optimizer
@@ -57,6 +58,8 @@ class TrainingTask(FairseqTask):
             dist.barrier()
         elif not from_checkpoint:
             check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))
+        if not from_checkpoint:
+            _check_trainable(cfg)
         model = super().build_model(cfg, from_checkpoint)
         self.trained_parameters = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -142,6 +145,15 @@ class TrainingTask(FairseqTask):
             "_mt_bleu" in key for log in logging_outputs for key in log
         ):
             self.bleu.reduce(logging_outputs)
+
+
+def _check_trainable(cfg: Any) -> None:
+    bits = getattr(cfg, "moe_expert_bits", FLOAT_BITS)
+    if bits != FLOAT_BITS:
+        raise UserError(
+            f"--moe-expert-bits {bits} cannot be trained: leave it out, and make the checkpoint "
+            f"smaller afterwards with zcode quantise --bits {bits}"
+        )
 
 
 def _topology(model: Any) -> ExpertTopology:
