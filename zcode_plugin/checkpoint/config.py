@@ -74,7 +74,7 @@ def check_not_quantised(state: Mapping[str, Any], path: Path, purpose: str) -> N
     if bits != FLOAT_BITS:
         raise UserError(
             f"{path} holds experts of {bits} bits, made by zcode quantise to translate with, not "
-            f"{purpose}: name the checkpoint that it was made of"
+            f"{purpose}: name the checkpoint it was made of"
         )
 
 
