@@ -74,7 +74,7 @@ def quantise_checkpoint(path: Path, bits: int) -> Quantisation:
     before = config.expert_bits(state)
     if before != config.FLOAT_BITS:
         raise UserError(
-            f"{files[0]} holds experts of {before} bits already: quantise the checkpoint that it "
+            f"{files[0]} holds experts of {before} bits already: quantise the checkpoint it "
             "was made of"
         )
     if not gathered.experts:
