@@ -8,7 +8,7 @@ robust to it: symmetric, with one scale for each output channel,
 
 A matrix becomes float when it is used, one at a time: torch's own operators, on every device and
 in every dtype, and what a row becomes does not depend on the rows beside it. torch's kernels for
-such weights (`_weight_int8pack_mm`, `_weight_int4pack_mm_for_cpu`) take 5 to 30 times as long as a
+such weights (`_weight_int8pack_mm`, `_weight_int4pack_mm_for_cpu`) take 5 to 80 times as long as a
 float32 multiplication on CPUs for all but a single row; those that are faster (`_int_mm`,
 `quantized.linear_dynamic`) round the activations, too, and either saturate on CPUs without VNNI or
 give a row a scale that depends on its batch.
