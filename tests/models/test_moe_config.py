@@ -79,6 +79,11 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"moe_eom": 1.0}, "--moe-eom 1.0 must be less than 1"),
     ({"moe_eom": -0.1}, "--moe-eom -0.1 is too small: give at least 0"),
     ({"moe_jitter_eps": 1.5}, "--moe-jitter-eps 1.5 must be less than 1"),
+    ({"moe_expert_bits": 16}, "--moe-expert-bits 16: give 32, 8 or 4"),
+    (
+        {"moe_expert_bits": 8, "expert_parallel_size": 2},
+        "--moe-expert-bits 8 is for translation in one process: give --expert-parallel-size 1",
+    ),
     ({"moe_gating_dropout": 1.1}, "--moe-gating-dropout 1.1 must be at most 1"),
     ({"moe_bias_update_rate": -1.0}, "--moe-bias-update-rate -1.0 is too small: give at least 0"),
     (

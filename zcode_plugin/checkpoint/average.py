@@ -92,6 +92,8 @@ def _average_files(paths: Sequence[Path]) -> dict[str, Any]:
 
 def _average(states: list[dict[str, Any]], paths: Sequence[Path]) -> dict[str, Any]:
     """All but the weights is that of the newest; without an optimizer's state."""
+    for path, state in zip(paths, states, strict=True):
+        config.check_not_quantised(state, path, "to average")
     latest = max(range(len(states)), key=lambda index: config.num_updates(states[index]))
     parts = [weights(state) for state in states]
     for path, part in zip(paths, parts, strict=True):

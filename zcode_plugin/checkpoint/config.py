@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import names
+from zcode_plugin.errors import UserError
+
+FLOAT_BITS = 32
 
 
 def section(state: Mapping[str, Any], name: str) -> Any:
@@ -50,6 +54,28 @@ def world_size(state: Mapping[str, Any]) -> int:
 def expert_parallel_size(state: Mapping[str, Any]) -> int:
     """Ranks over which the experts of that run were spread."""
     return int(get(section(state, "model"), "expert_parallel_size", 1))
+
+
+def expert_bits(state: Mapping[str, Any]) -> int:
+    """Bits of an expert's weight: 32 for floats of any kind, else 8 or 4."""
+    return int(get(section(state, "model"), "moe_expert_bits", FLOAT_BITS))
+
+
+def check_not_quantised(state: Mapping[str, Any], path: Path, purpose: str) -> None:
+    """Refuse a checkpoint of `zcode quantise`.
+
+    Args:
+        purpose: what it is not for, such as `to train on`.
+
+    Raises:
+        UserError: naming the file and the remedy.
+    """
+    bits = expert_bits(state)
+    if bits != FLOAT_BITS:
+        raise UserError(
+            f"{path} holds experts of {bits} bits, made by zcode quantise to translate with, not "
+            f"{purpose}: name the checkpoint it was made of"
+        )
 
 
 def set_layout(state: Mapping[str, Any], world: int, parallel: int, rank: int) -> None:

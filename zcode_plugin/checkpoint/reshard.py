@@ -113,7 +113,8 @@ def _default_parallel(gathered: Gathered, before: Layout, ranks: int) -> int:
 
 
 def _check_supported(state: Mapping[str, Any], path: Path) -> None:
-    """Refuse layouts in which more than experts is spread over ranks."""
+    """Refuse quantised experts, and layouts in which more than experts is spread over ranks."""
+    config.check_not_quantised(state, path, "to train on")
     distributed = config.section(state, "distributed_training")
     refused = {
         "--zero-sharding os": config.get(distributed, "zero_sharding", "none") != "none",

@@ -72,6 +72,7 @@ def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
         return _check_first_start(options, whole, files, world, parallel)
     first = _check_ranks_files(whole, files, world, parallel) if parallel > 1 else whole
     state = io.load_options(first)
+    config.check_not_quantised(state, first, "to train on")
     if not (state.get("last_optimizer_state") or config.get(options, "reset_optimizer")):
         raise UserError(
             f"{first} holds no optimizer's state, as after zcode merge or "
@@ -109,6 +110,9 @@ def _check_first_start(
             in_ranks = names.find_rank_files(Path(pretrained))
             remedy = "join its rank files with zcode merge" if in_ranks else "name another"
             raise UserError(f"--finetune-from-model {pretrained}: there is no such file; {remedy}")
+        config.check_not_quantised(
+            io.load_options(Path(pretrained)), Path(pretrained), "to train on"
+        )
         return str(pretrained)
     reshard = f"zcode reshard {{}} --ranks {world} --expert-parallel-size {parallel} --out DIR"
     if whole.is_file():

@@ -30,6 +30,12 @@ def identity(tensor: torch.Tensor) -> tuple[Any, ...]:
     return tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tensor.shape
 
 
+def count_bytes(values: Iterable[Any]) -> int:
+    """Bytes of all tensors among the values; tied ones count once."""
+    tensors = {identity(value): value.nbytes for value in values if torch.is_tensor(value)}
+    return sum(tensors.values())
+
+
 def count_elements(values: Iterable[Any]) -> int:
     """Elements of all tensors among the values; tied ones count once."""
     tensors = {identity(value): value.numel() for value in values if torch.is_tensor(value)}

@@ -54,6 +54,7 @@ VERBS = (
     Verb("prune", "keep the experts that matter, by use or by what they contribute"),
     Verb("aggregate", "several models to one with all their experts (AoE)"),
     Verb("export", "a checkpoint as safetensors, or for Hugging Face's transformers"),
+    Verb("quantise", "expert weights of 8 or 4 bits, for a smaller checkpoint to translate with"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )

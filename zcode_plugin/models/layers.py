@@ -12,6 +12,7 @@ from fairseq.modules.transformer_layer import (
 from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
 
+from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.moe import (
     CallContext,
@@ -19,6 +20,7 @@ from zcode_plugin.moe import (
     Gate,
     HashGate,
     MOELayer,
+    QuantisedExperts,
     RandomGate,
     ResidualExpert,
     TopKGate,
@@ -158,7 +160,13 @@ def build_moe_layer(
     activation = get_activation_fn(cfg.activation_fn)
     dropout = cfg.activation_dropout or cfg.relu_dropout or 0.0
     gate = _build_gate(side.embed_dim, num_experts, moe)
-    experts = Experts(*shape, len(local), first=local.start, activation=activation, dropout=dropout)
+    experts: nn.Module
+    if moe.moe_expert_bits == FLOAT_BITS:
+        experts = Experts(
+            *shape, len(local), first=local.start, activation=activation, dropout=dropout
+        )
+    else:
+        experts = QuantisedExperts(*shape, num_experts, moe.moe_expert_bits, activation=activation)
     residual = None
     if moe.moe_residual:
         residual = ResidualExpert(*shape, activation=activation, dropout=dropout)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import ExpertLayout
 from zcode_plugin.models.moe_config import MoEConfig
+from zcode_plugin.moe.quantised import LARGEST
 
 _LEAST = {"moe_top_k": 1, "expert_parallel_size": 1}
 _BELOW_ONE = ("moe_jitter_eps", "moe_eom")
@@ -19,6 +21,7 @@ def check(moe: MoEConfig, layout: ExpertLayout) -> None:
         UserError: one line with the flag, its value and the remedy.
     """
     _check_ranges(moe)
+    _check_bits(moe)
     _check_sampling(moe)
     _check_fixed_gate(moe)
     for side, counts in layout.items():
@@ -64,6 +67,17 @@ def _check_ranges(moe: MoEConfig) -> None:
             raise UserError(f"{_flag(name)} {getattr(moe, name)} must be less than 1")
     if moe.moe_gating_dropout > 1:
         raise UserError(f"--moe-gating-dropout {moe.moe_gating_dropout} must be at most 1")
+
+
+def _check_bits(moe: MoEConfig) -> None:
+    bits = moe.moe_expert_bits
+    if bits not in (FLOAT_BITS, *LARGEST):
+        raise UserError(f"--moe-expert-bits {bits}: give {FLOAT_BITS}, 8 or 4")
+    if bits != FLOAT_BITS and moe.expert_parallel_size > 1:
+        raise UserError(
+            f"--moe-expert-bits {bits} is for translation in one process: give "
+            "--expert-parallel-size 1"
+        )
 
 
 def _check_sampling(moe: MoEConfig) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Optional, cast
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 
+from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.errors import UserError
 from zcode_plugin.moe.gate import GateOptions, SecondExpertPolicy
 from zcode_plugin.moe.gating_dropout import GatingDropout, GatingDropoutPolicy
@@ -167,6 +168,11 @@ class MoEConfig(FairseqDataclass):
         1,
         "ranks over which the experts of a layer are spread; divides the number of ranks and "
         "of experts",
+    )
+    moe_expert_bits: int = _flag(
+        FLOAT_BITS,
+        "bits of an expert's weight: 8 or 4, which zcode quantise writes into a checkpoint, to "
+        "translate with; 32 means floats of the model's dtype",
     )
 
     @property

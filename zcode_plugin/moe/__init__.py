@@ -14,6 +14,7 @@ from zcode_plugin.moe.gate import Gate, GateOptions, GateOutput, TopKGate
 from zcode_plugin.moe.gating_dropout import GatingDropout
 from zcode_plugin.moe.layer import MOELayer
 from zcode_plugin.moe.load import LoadStatistics, labelled, load_statistics
+from zcode_plugin.moe.quantised import QuantisedExperts
 from zcode_plugin.moe.residual import ResidualExpert
 from zcode_plugin.moe.routing import Routing, capacity, route
 from zcode_plugin.moe.stats import LayerStats
@@ -29,6 +30,7 @@ __all__ = [
     "LayerStats",
     "LoadStatistics",
     "MOELayer",
+    "QuantisedExperts",
     "RandomGate",
     "ResidualExpert",
     "Routing",

@@ -5,24 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from zcode_plugin.moe.expert_stacks import ExpertStacks
 from zcode_plugin.moe.feed_forward import Between, ExpertFeedForward
 from zcode_plugin.moe.gradient_storage import GradientStorage
 from zcode_plugin.moe.grouped import can_use_grouped_mm, grouped_linear
 
 
-class Experts(nn.Module):
+class Experts(ExpertStacks):
     """`num_local` feed-forward networks: fc1, activation, dropout, fc2.
 
-    Weights are stacked in memory, but a state dict names each expert apart, by its number over all
-    ranks: `N.fc1.weight`, `N.fc1.bias`, `N.fc2.weight`, `N.fc2.bias`. So a file does not depend on
-    how many ranks wrote it, and loading takes the experts that live here out of whatever the
-    file holds.
+    Entries of an expert: `N.fc1.weight`, `N.fc1.bias`, `N.fc2.weight`, `N.fc2.bias`.
 
     Args:
         model_dim, hidden_dim: M and F.
@@ -79,12 +76,7 @@ class Experts(nn.Module):
                         bias[local].copy_(draw.uniform_(-bound, bound, generator=generator))
 
     def forward(self, x_AM: Tensor, kept: list[int]) -> Tensor:
-        """Apply expert e to its rows.
-
-        Args:
-            x_AM: [A, M], rows grouped by local expert.
-            kept: rows of each local expert; sums to A.
-        """
+        """See `ExpertStacks.forward`."""
         dropout = self.dropout if self.training else 0.0
         if can_use_grouped_mm(x_AM, self.fc1_weight, self.fc2_weight):
             # From pinned memory, or the copy would wait for the device.
@@ -115,7 +107,8 @@ class Experts(nn.Module):
             mine.data = torch.cat(parts)
         return copy
 
-    def _stacks(self) -> list[tuple[str, nn.Parameter]]:
+    def stacks(self) -> list[tuple[str, Tensor]]:
+        """See `ExpertStacks.stacks`."""
         stacks = (
             ("fc1.weight", self.fc1_weight),
             ("fc1.bias", self.fc1_bias),
@@ -123,35 +116,3 @@ class Experts(nn.Module):
             ("fc2.bias", self.fc2_bias),
         )
         return [(name, stack) for name, stack in stacks if stack is not None]
-
-    def _save_to_state_dict(
-        self, destination: dict[str, Any], prefix: str, keep_vars: bool
-    ) -> None:
-        for name, stack in self._stacks():
-            for local in range(self.num_local):
-                row = stack[local] if keep_vars else stack.detach()[local]
-                destination[f"{prefix}{self.first + local}.{name}"] = row
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Tensor],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        for name, stack in self._stacks():
-            for local in range(self.num_local):
-                key = f"{prefix}{self.first + local}.{name}"
-                if key not in state_dict:
-                    missing_keys.append(key)
-                elif state_dict[key].shape != stack.shape[1:]:
-                    error_msgs.append(
-                        f"{key} has shape {tuple(state_dict[key].shape)}, "
-                        f"this model needs {tuple(stack.shape[1:])}"
-                    )
-                else:
-                    with torch.no_grad():
-                        stack[local].copy_(state_dict[key])

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from zcode_plugin.moe.expert_list import ExpertList
+from zcode_plugin.moe.expert_stacks import ExpertStacks
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.layer import MOELayer
 
@@ -34,7 +35,7 @@ def gather_experts(model: nn.Module) -> dict[str, Experts]:
 @contextmanager
 def standing_in(model: nn.Module, gathered: Mapping[str, Experts]) -> Iterator[None]:
     """Within the block the layers use gathered experts, and no other rank."""
-    own: list[tuple[MOELayer, Experts | ExpertList, dist.ProcessGroup | None]] = []
+    own: list[tuple[MOELayer, ExpertStacks | ExpertList, dist.ProcessGroup | None]] = []
     try:
         for name, experts in gathered.items():
             layer: MOELayer = cast(MOELayer, model.get_submodule(name))

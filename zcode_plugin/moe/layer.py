@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.exchange import plan_exchange
 from zcode_plugin.moe.expert_list import ExpertList
-from zcode_plugin.moe.experts import Experts
+from zcode_plugin.moe.expert_stacks import ExpertStacks
 from zcode_plugin.moe.gate import Gate, GateOutput
 from zcode_plugin.moe.gating_dropout import GatingDropout, deal_out
 from zcode_plugin.moe.load import open_statistics
@@ -35,9 +35,9 @@ class MOELayer(FairscaleMOELayer):
 
     Args:
         gate: chooses experts, see `Gate`; or one of fairscale's kind, see `slots`.
-        experts: the experts of this rank: `Experts`, or modules that map rows to rows.
+        experts: the experts of this rank: `ExpertStacks`, or modules that map rows to rows.
         group: ranks over which the experts are spread, in the order of expert numbers. None means
-            that all `Experts` live here, and for other modules the whole world.
+            that all `ExpertStacks` live here, and for other modules the whole world.
         residual: a dense network beside the experts.
         gating_dropout: in training the gate is ignored now and then.
     """
@@ -53,8 +53,8 @@ class MOELayer(FairscaleMOELayer):
     ):
         # Not fairscale's own __init__, which asks for an initialised process group.
         nn.Module.__init__(self)
-        is_foreign = not isinstance(experts, Experts)
-        local = _expert_list(experts) if is_foreign else cast(Experts, experts)
+        is_foreign = not isinstance(experts, ExpertStacks)
+        local = _expert_list(experts) if is_foreign else cast(ExpertStacks, experts)
         if group is None and is_foreign and dist.is_initialized():
             group = dist.group.WORLD
         self.world_size = 1 if group is None else group.size()

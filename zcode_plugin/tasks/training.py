@@ -13,6 +13,7 @@ from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from zcode_plugin.checkpoint import io
+from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.vocabulary import rows_for
 from zcode_plugin.errors import UserError, exits_on_user_error
@@ -63,6 +64,8 @@ class TrainingTask(FairseqTask):
             dist.barrier()
         elif not from_checkpoint:
             check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))
+        if not from_checkpoint:
+            _check_trainable(cfg)
         model = super().build_model(cfg, from_checkpoint)
         self.trained_parameters = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -169,6 +172,15 @@ class TrainingTask(FairseqTask):
             "_mt_bleu" in key for log in logging_outputs for key in log
         ):
             self.bleu.reduce(logging_outputs)
+
+
+def _check_trainable(cfg: Any) -> None:
+    bits = getattr(cfg, "moe_expert_bits", FLOAT_BITS)
+    if bits != FLOAT_BITS:
+        raise UserError(
+            f"--moe-expert-bits {bits} cannot be trained: leave it out, and make the checkpoint "
+            f"smaller afterwards with zcode quantise --bits {bits}"
+        )
 
 
 def _topology(model: Any) -> ExpertTopology:
