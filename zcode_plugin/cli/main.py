@@ -50,6 +50,8 @@ VERBS = (
     Verb("merge", "the files of all ranks to one checkpoint for fairseq-generate"),
     Verb("reshard", "a checkpoint divided over another number of ranks, to train on"),
     Verb("average", "the mean of several checkpoints of a run"),
+    Verb("upcycle", "a dense checkpoint to one with experts, each a copy of the dense network"),
+    Verb("inspect", "what is in a checkpoint: options, experts, parameters, dtypes, optimizer"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )

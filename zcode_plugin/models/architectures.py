@@ -44,12 +44,22 @@ TINY: Mapping[str, Any] = MappingProxyType(
         "decoder_attention_heads": 4,
     }
 )
+# What stock's own `transformer` is without flags, where that differs from BASE: flags can switch
+# these on and not off, so that a stock model with experts needs a name from which to start.
+STOCK: Mapping[str, Any] = MappingProxyType(
+    {
+        "encoder_normalize_before": False,
+        "decoder_normalize_before": False,
+        "share_all_embeddings": False,
+    }
+)
 DENSE: Mapping[str, Any] = MappingProxyType({"moe_freq": 0})
 
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "moe_transformer": {},
         "moe_transformer_base": {},
+        "moe_transformer_stock": STOCK,
         "moe_transformer_base_dense": DENSE,
         "moe_transformer_tiny": TINY,
         "moe_transformer_tiny_dense": {**TINY, **DENSE},
