@@ -35,9 +35,11 @@ def run(args: argparse.Namespace) -> int:
     import json
     from dataclasses import asdict
 
+    from zcode_plugin.checkpoint import io
     from zcode_plugin.checkpoint.inspect import inspect
 
-    contents = inspect(args.checkpoint)
+    with io.well_formed(args.checkpoint):
+        contents = inspect(args.checkpoint)
     if args.json:
         print(json.dumps(asdict(contents), ensure_ascii=False))
         return 0

@@ -63,17 +63,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Upcycle and print a table of before and after."""
     from zcode_plugin.checkpoint import io
-    from zcode_plugin.checkpoint.gather import find_files
+    from zcode_plugin.checkpoint.gather import find_files, weights
     from zcode_plugin.checkpoint.tensors import count_parameters
     from zcode_plugin.checkpoint.upcycle import Recipe, read_dense, upcycle
 
     _check_numbers(args)
     files = find_files(args.checkpoint)
     check_output(args.out, files, force=args.force)
-    with step(f"read {count(len(files), 'file')}") as current:
+    with step(f"read {count(len(files), 'file')}") as current, io.well_formed(files[0]):
         dense = read_dense(files, with_optimizer=args.with_optimizer)
         current.detail = str(files[0])
-    with step("upcycle") as current:
+    with step("upcycle") as current, io.well_formed(files[0]):
         before = count_parameters(dense.state["model"])
         experts, flags = _set_options(dense, args)
         upcycle(dense, Recipe(experts, args.noise, args.seed))
@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
         ("bytes", f"{sum(path.stat().st_size for path in files):,}", f"{written:,}"),
     ]
     print(format_table(rows))
+    if len(weights(dense.state)) > 1:
+        print("the averaged weights (--store-ema) have experts, too, with the same gates")
     start = "--restore-file" if args.with_optimizer else "--finetune-from-model"
     print(f"to train on: fairseq-train ... {start} {args.out} {shlex.join(flags)}")
     return 0
