@@ -40,7 +40,7 @@ def build(options: Namespace) -> torch.nn.Module:
 def dense_state(arch: str, optimizer: bool = True, ema: bool = True, **options: Any) -> State:
     """What a run of this architecture would have saved, with moments that tell parameters apart."""
     torch.manual_seed(1)
-    model_options = Namespace(arch=arch, _name=arch, **SHAPE, **options)
+    model_options = Namespace(arch=arch, _name=arch, **{**SHAPE, **options})
     model = build(model_options)
     for parameter in model.parameters():  # away from the constants at the start
         parameter.data += 0.1 * torch.randn_like(parameter)
