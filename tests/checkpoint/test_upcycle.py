@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+import shlex
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.checkpoint.upcycle import FEED_FORWARD, dense_parameters
 from zcode_plugin.cli.main import main
+from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.models.stored import as_namespace
 
 SIDES = ("encoder.layers.1", "decoder.layers.1")
@@ -69,6 +71,26 @@ def test_layers_may_have_different_numbers_of_experts(tmp_path: Path) -> None:
     gates = [value.size(0) for name, value in model["model"].items() if name.endswith("wg.weight")]
     assert gates == [2, 3, 4, 5]
     model_of(model)
+
+
+@pytest.mark.parametrize("arch", [*ARCHITECTURES, "transformer_iwslt_de_en"])
+def test_the_printed_flags_build_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arch: str
+) -> None:
+    state = dense_state(
+        arch, activation_fn="gelu", layernorm_embedding=True, decoder_ffn_embed_dim=16,
+        share_all_embeddings=True, decoder_learned_pos=True, decoder_embed_dim=8,
+    )  # fmt: skip
+    made = upcycle(tmp_path, state, "--encoder-moe-freq", "1", experts="2,3,4")
+    flags = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("moe.pt ")[2])
+    parser = ArgumentParser(argument_default=SUPPRESS)
+    parser.add_argument("--arch")
+    MoETransformer.add_args(parser)
+    options = parser.parse_args(flags)
+    model = build(Namespace(_name=options.arch, **vars(options)))
+    model.load_state_dict(dict(made["model"]))
+    model.eval()
+    torch.testing.assert_close(logits(model), logits(model_of(state)), rtol=0, atol=1e-6)
 
 
 def as_struct(options: State) -> object:

@@ -7,7 +7,7 @@ of any model can be looked at.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def _names(value: Any) -> list[str]:
     """`"de,en"` or a list of names, as options of tasks are."""
     if isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
-    return [str(part) for part in value] if isinstance(value, (list, tuple)) else []
+    return [str(part) for part in value] if isinstance(value, Sequence) else []
 
 
 def _direction(task: Any) -> list[str]:

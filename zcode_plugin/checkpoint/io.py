@@ -74,11 +74,11 @@ def well_formed(path: Path) -> Iterator[None]:
     from afar: what can be in them has no bounds.
 
     Raises:
-        UserError: in the place of any other exception but those of the operating system.
+        UserError: in the place of any other exception, but for the system's and those of memory.
     """
     try:
         yield
-    except (UserError, OSError):
+    except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
