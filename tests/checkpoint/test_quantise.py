@@ -162,13 +162,12 @@ def test_checkpoints_that_cannot_be_quantised(
 
 
 def finetune(path: Path) -> None:
-    check_start(Namespace(save_dir=str(path.parent / "new"), finetune_from_model=str(path)))
+    check_start(Namespace(save_dir=str(path.parent / "new"), finetune_from_model=str(path)), [])
 
 
 def restore(path: Path) -> None:
-    check_start(
-        Namespace(save_dir=str(path.parent / "new"), restore_file=str(path), reset_optimizer=True)
-    )
+    folder = str(path.parent / "new")
+    check_start(Namespace(save_dir=folder, restore_file=str(path), reset_optimizer=True), [])
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_says_what_it_wrote(here: Run, learnt: Path, tmp_path: Path) -> None:
         f"{parameters:,} parameters, 2 MoE layers of 2, 4 experts",
         "stored once, as encoder.embed_tokens.weight: decoder.embed_tokens.weight, "
         "decoder.output_projection.weight",
-        "languages: aa,bb (--encoder-langtok tgt, --decoder-langtok)",
+        "languages: aa,bb (--encoder-langtok tgt, --decoder-langtok, --objective-token)",
         "text is cut at spaces: neither --data nor --sentencepiece-model has a SentencePiece model",
         f'load it with from_pretrained("{out}", trust_remote_code=True)',
     ]

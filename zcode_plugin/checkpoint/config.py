@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,18 @@ def set_layout(state: Mapping[str, Any], world: int, parallel: int, rank: int) -
     put(distributed, "distributed_rank", rank)
     suffix = f"-rank-{rank}" if parallel > 1 else ""
     put(section(state, "checkpoint"), "checkpoint_suffix", suffix)
+
+
+def replace_model(state: MutableMapping[str, Any], options: Namespace) -> None:
+    """Make `options` those of the model: a Namespace, as stock saves its Transformer's."""
+    from omegaconf import DictConfig, OmegaConf
+
+    cfg = state.get("cfg")
+    if cfg is None:
+        state["args"] = options
+        return
+    sections: Any = OmegaConf.to_container(cfg) if isinstance(cfg, DictConfig) else cfg
+    state["cfg"] = {**sections, "model": options}
 
 
 def set_expert_counts(state: Mapping[str, Any], counts: Mapping[str, int]) -> None:

@@ -7,7 +7,8 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,15 @@ def load(path: Path) -> dict[str, Any]:
     checkpoint_utils = _fairseq_checkpoint_utils()
     _check_sums(path)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of formats, in files that are none
             # fairseq's own torch: where its loader is mended, the allow-list comes with it.
             state = checkpoint_utils.torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except pickle.UnpicklingError as error:
         raise UserError(str(error).partition("\n")[0]) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # what a damaged file makes the loader raise has no bounds
         raise UserError(f"{path}: no checkpoint, or not a whole one; save it again") from error
     return _checked(state, path)
 
@@ -46,8 +48,10 @@ def load_options(path: Path) -> dict[str, Any]:
 
     _fairseq_checkpoint_utils()  # which makes the allow-list known
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:
         return load(path)  # an old format, which cannot be mapped, or an error, which this tells
     return _checked(state, path)
 
@@ -60,6 +64,25 @@ def load_mapped(path: Path) -> dict[str, Any]:
     """
     _check_sums(path)
     return load_options(path)
+
+
+@contextmanager
+def well_formed(path: Path) -> Iterator[None]:
+    """For code that takes entries of a checkpoint to be what fairseq makes them.
+
+    Files of the old format have no checksums, and those of other programs may look like fairseq's
+    from afar: what can be in them has no bounds.
+
+    Raises:
+        UserError: in the place of any other exception, but for the system's and those of memory.
+    """
+    try:
+        yield
+    except (UserError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise UserError(f"{path}: not as fairseq saves checkpoints ({what})") from error
 
 
 def save(state: Mapping[str, Any], path: Path) -> int:
@@ -127,7 +150,9 @@ def _check_sums(path: Path) -> None:
             return
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (OSError, zipfile.BadZipFile):
+    except OSError:
         return  # the loader says what is wrong
+    except Exception as error:  # zipfile knows a dozen for archives that are none
+        raise UserError(f"{path}: damaged ({error}); copy or save it again") from error
     if damaged is not None:
         raise UserError(f"{path}: damaged ({damaged} fails its checksum); copy or save it again")

@@ -18,6 +18,22 @@ _EXPERT_KEY = re.compile(
     r"(?P<layer>.*\bmoe_layer)\.experts\.(?P<expert>\d+)\.(?P<parameter>.+)",
 )
 
+# Stock encoder layers own second copies of their weights for an inference kernel of torch: unused,
+# never trained, but parameters and in every file.
+FAST_PATH_COPIES = (
+    "in_proj_weight",
+    "in_proj_bias",
+    "out_proj_weight",
+    "out_proj_bias",
+    "fc1_weight",
+    "fc1_bias",
+    "fc2_weight",
+    "fc2_bias",
+)
+_FAST_PATH_COPY = re.compile(rf"(?:.+\.)?layers\.\d+\.(?:{'|'.join(FAST_PATH_COPIES)})")
+# Entries that no optimizer sees: format numbers, a device's marker, the state of balancing.
+_BUFFER = re.compile(r"(?:.+\.)?(?:version|_float_tensor|selection_bias)")
+
 _STACK = re.compile(r"(?P<layer>.*\bmoe_layer)\.experts\.(?P<parameter>fc[12]_(?:weight|bias))")
 
 
@@ -65,6 +81,16 @@ def gate_key(layer: str) -> str:
 def gate_rows(layer: str) -> tuple[str, ...]:
     """The entries of a layer that have a row for each expert; a checkpoint need not have all."""
     return gate_key(layer), f"{layer}.gate.selection_bias"
+
+
+def is_fast_path_copy(key: str) -> bool:
+    """Whether an entry is one of `FAST_PATH_COPIES` of a layer."""
+    return _FAST_PATH_COPY.fullmatch(key) is not None
+
+
+def is_buffer(key: str) -> bool:
+    """Whether an entry is no parameter."""
+    return _BUFFER.fullmatch(key) is not None
 
 
 def layer_index(layer: str) -> int:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
+
+from zcode_plugin.checkpoint import names
+
+# Names in which entries with a row for each symbol end: embeddings, projections, heads.
+_TABLES = ("embed_tokens.weight", "output_projection.weight", "heads.mlm.weight")
 
 
 def bit_equal(a: Any, b: Any) -> bool:
@@ -40,3 +45,38 @@ def count_elements(values: Iterable[Any]) -> int:
     """Elements of all tensors among the values; tied ones count once."""
     tensors = {identity(value): value.numel() for value in values if torch.is_tensor(value)}
     return sum(tensors.values())
+
+
+def tied_entries(model: Mapping[str, Any]) -> set[str]:
+    """The entries that are others under a second name, such as an output projection.
+
+    Tied tensors are saved once, but not by stock from a GPU, where each name gets a copy of its
+    own; so embeddings and projections are compared bit for bit, too.
+    """
+    seen: dict[tuple[Any, ...], str] = {}
+    tables: list[torch.Tensor] = []
+    tied = set()
+    for key, value in model.items():
+        if not torch.is_tensor(value):
+            continue
+        is_table = key.endswith(_TABLES) and value.dim() == 2
+        if seen.setdefault(identity(value), key) != key or (
+            is_table and any(bit_equal(value, table) for table in tables)
+        ):
+            tied.add(key)
+        elif is_table:
+            tables.append(value)
+    return tied
+
+
+def count_parameters(model: Mapping[str, Any]) -> int:
+    """Trained parameters of a model without quantised experts; tied ones count once."""
+    left_out = tied_entries(model)
+    return sum(
+        value.numel()
+        for key, value in model.items()
+        if torch.is_tensor(value)
+        and key not in left_out
+        and not names.is_buffer(key)
+        and not names.is_fast_path_copy(key)
+    )

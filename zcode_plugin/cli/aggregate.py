@@ -54,9 +54,15 @@ def run(args: argparse.Namespace) -> int:
     scale = None if args.gate_scale == "auto" else _positive("--gate-scale", args.gate_scale)
     inputs = [path for name in args.checkpoints for path in find_files(name)]
     check_output(args.out, inputs, force=args.force)
-    models = [gather_whole(path)[1] for path in args.checkpoints]
+    models = []
+    for path in args.checkpoints:
+        with io.well_formed(path):
+            models.append(gather_whole(path)[1])
     _check_models(models, args)
-    with step(f"aggregate {count(len(models), 'checkpoint')}") as current:
+    with (
+        step(f"aggregate {count(len(models), 'checkpoint')}") as current,
+        io.well_formed(args.checkpoints[-1]),
+    ):
         state, scales = aggregate(
             models,
             args.checkpoints,

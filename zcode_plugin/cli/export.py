@@ -56,12 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was written."""
+    from zcode_plugin.checkpoint import io
     from zcode_plugin.checkpoint.folders import check_folder, whole_folder
     from zcode_plugin.checkpoint.gather import gather_whole
 
     _check_safetensors()
     check_folder(args.out, force=args.force)
-    with step(f"export {args.checkpoint}") as current:
+    with step(f"export {args.checkpoint}") as current, io.well_formed(args.checkpoint):
         files, gathered = gather_whole(args.checkpoint)
         _check_apart(args.out, files)
         with whole_folder(args.out) as folder:

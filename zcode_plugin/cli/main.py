@@ -55,6 +55,8 @@ VERBS = (
     Verb("aggregate", "several models to one with all their experts (AoE)"),
     Verb("export", "a checkpoint as safetensors, or for Hugging Face's transformers"),
     Verb("quantise", "expert weights of 8 or 4 bits, for a smaller checkpoint to translate with"),
+    Verb("upcycle", "a dense checkpoint to one with experts, each a copy of the dense network"),
+    Verb("inspect", "what is in a checkpoint: options, experts, parameters, dtypes, optimizer"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )

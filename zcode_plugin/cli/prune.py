@@ -22,6 +22,7 @@ EPILOG = """The result is one file without an optimizer's state, which fairseq-g
 fairseq-train --finetune-from-model load.
 
 example:
+  zcode prune model.pt --keep 50% --by random --out half.pt
   zcode stats model.pt data --out stats.json
   zcode prune model.pt --keep 50% --by utilisation --stats stats.json --out half.pt
   zcode prune model.pt --keep 2 --by activation-norm --stats stats.json --pairs de-en \\
@@ -55,11 +56,12 @@ def run(args: argparse.Namespace) -> int:
     from zcode_plugin.checkpoint.prune import choose, prune
 
     check_output(args.out, find_files(args.checkpoint), force=args.force)
-    files, gathered = gather_whole(args.checkpoint)
-    _check_prunable(gathered, files[0])
+    with io.well_formed(args.checkpoint):
+        files, gathered = gather_whole(args.checkpoint)
+        _check_prunable(gathered, files[0])
+        kept = choose(gathered.experts, _scores(args, gathered), _budget(args, gathered))
     before = sum(path.stat().st_size for path in files)
-    kept = choose(gathered.experts, _scores(args, gathered), _budget(args, gathered))
-    with step(f"prune {files[0].name}") as current:
+    with step(f"prune {files[0].name}") as current, io.well_formed(args.checkpoint):
         prune(gathered, kept)
         written = io.save(gathered.state, args.out)
         current.detail = str(args.out)

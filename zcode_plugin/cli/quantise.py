@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
     files = find_files(args.checkpoint)
     check_output(args.out, files, force=args.force)
     with step(f"quantise {count(len(files), 'file')} to {args.bits} bits") as current:
-        result = quantise_checkpoint(args.checkpoint, args.bits)
+        with io.well_formed(args.checkpoint):
+            result = quantise_checkpoint(args.checkpoint, args.bits)
         written = io.save(result.state, args.out)
         current.detail = str(args.out)
     print(format_table(_rows(result)))

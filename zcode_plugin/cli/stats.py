@@ -44,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Gather, write and print a summary."""
+    from zcode_plugin.checkpoint import io
     from zcode_plugin.checkpoint.gather import gather_whole
     from zcode_plugin.cli.evaluation.running import Selection, measure
 
@@ -57,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"there is no folder {args.data}")
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens} is too small")
-    files, gathered = gather_whole(args.checkpoint)
+    with io.well_formed(args.checkpoint):
+        files, gathered = gather_whole(args.checkpoint)
     selection = Selection(
         args.data,
         args.gen_subset,
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         args.cpu,
     )
     with step(f"run {files[0].name} over {args.data} ({args.gen_subset})") as current:
-        with quiet_fairseq():
+        with quiet_fairseq(), io.well_formed(args.checkpoint):
             statistics = measure(gathered, str(files[0]), selection)
         current.detail = count(len(statistics.rows), "row")
     write_texts(dict(zip(outputs, (statistics.to_json(), statistics.to_csv()), strict=True)))

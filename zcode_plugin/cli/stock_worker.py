@@ -8,10 +8,15 @@ standard error; a line of JSON on standard output reports each job's end.
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    # This file's folder, before Python's own modules are imported: `inspect.py` would hide one.
+    sys.path.pop(0)
+
 import importlib
 import json
 import os
-import sys
 import time
 import traceback
 import warnings
@@ -22,7 +27,6 @@ from typing import Any, TextIO
 def main() -> None:
     """Import the command, then run the jobs, at most `WORKERS` at a time."""
     module, workers = sys.argv[1], int(sys.argv[2])
-    sys.path.pop(0)  # this file's folder, whose names must hide no other module
     reports = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever imports print must not stand among the reports
     command = importlib.import_module(module)

@@ -15,8 +15,10 @@ from typing import Any
 from fairseq.models import register_model_architecture
 from fairseq.models.transformer.transformer_legacy import base_architecture
 
+from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.models import moe_transformer  # noqa: F401 (registers the model first)
 from zcode_plugin.models.moe_config import MoEConfig
+from zcode_plugin.models.pretrained import adopt_shape
 
 # Transformer base of "Attention Is All You Need", with the choices of the Z-code M3 paper:
 # normalisation before each block and one embedding for source, target and output.
@@ -44,12 +46,22 @@ TINY: Mapping[str, Any] = MappingProxyType(
         "decoder_attention_heads": 4,
     }
 )
+# What stock's own `transformer` is without flags, where that differs from BASE: flags can switch
+# these on and not off, so that a stock model with experts needs a name from which to start.
+STOCK: Mapping[str, Any] = MappingProxyType(
+    {
+        "encoder_normalize_before": False,
+        "decoder_normalize_before": False,
+        "share_all_embeddings": False,
+    }
+)
 DENSE: Mapping[str, Any] = MappingProxyType({"moe_freq": 0})
 
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "moe_transformer": {},
         "moe_transformer_base": {},
+        "moe_transformer_stock": STOCK,
         "moe_transformer_base_dense": DENSE,
         "moe_transformer_tiny": TINY,
         "moe_transformer_tiny_dense": {**TINY, **DENSE},
@@ -57,13 +69,16 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
+@exits_on_user_error
 def fill(args: Namespace, preset: Mapping[str, Any]) -> None:
     """Give every option that the user left open the value of the preset, of BASE, or the default.
 
+    What the file of `--finetune-from-model` says of the model's shape goes before the preset.
     When experts are spread over ranks, `base_layers` is set: stock fairseq's own sign that every
     rank saves and loads a file of its own, `-rank-N`.
     """
     defaults = {item.name: item.default for item in fields(MoEConfig) if item.name[0] != "_"}
+    adopt_shape(args, {**defaults, **BASE, **preset})
     for name, value in {**defaults, **BASE, **preset}.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)

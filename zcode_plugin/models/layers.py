@@ -13,6 +13,7 @@ from fairseq.utils import get_activation_fn
 from torch import Tensor, nn
 
 from zcode_plugin.checkpoint.config import FLOAT_BITS
+from zcode_plugin.checkpoint.names import FAST_PATH_COPIES
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.moe import (
     CallContext,
@@ -27,36 +28,26 @@ from zcode_plugin.moe import (
 )
 from zcode_plugin.parallel.topology import ExpertTopology
 
-# Stock encoder layers own second copies of their weights for an inference kernel of torch. They
-# are never trained, cost memory and checkpoint space, and the kernel knows no experts.
-_FAST_PATH_COPIES = (
-    "in_proj_weight",
-    "in_proj_bias",
-    "out_proj_weight",
-    "out_proj_bias",
-    "fc1_weight",
-    "fc1_bias",
-    "fc2_weight",
-    "fc2_bias",
-)
-
 
 def _identity(x: Tensor) -> Tensor:
     return x
 
 
 class LeanEncoderLayer(TransformerEncoderLayerBase):
-    """fairseq's encoder layer without the fast-path copies; equal in all else."""
+    """fairseq's encoder layer without the fast-path copies; equal in all else.
+
+    The copies cost memory and checkpoint space, and torch's kernel knows no experts.
+    """
 
     def __init__(self, cfg: TransformerConfig, return_fc: bool = False):
         super().__init__(cfg, return_fc=return_fc)
         self.can_use_fastpath = False
-        for name in _FAST_PATH_COPIES:
+        for name in FAST_PATH_COPIES:
             delattr(self, name)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Files of the stock model hold the copies; stock's own override would make them anew.
-        for name in _FAST_PATH_COPIES:
+        for name in FAST_PATH_COPIES:
             state_dict.pop(prefix + name, None)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 

@@ -107,7 +107,7 @@ def _task_overrides(state: Mapping[str, Any], selection: Selection) -> dict[str,
     if selection.pairs:
         overrides["lang_pairs"] = ",".join(selection.pairs)
     if selection.objectives:
-        overrides["multitask"] = ",".join(selection.objectives)
+        overrides |= {"multitask": ",".join(selection.objectives), "multitask_max_tokens": ""}
     return overrides
 
 

@@ -1,0 +1,168 @@
+"""The algebra of aggregation: what is put together, and what it computes then."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint.exported import build, checkpoint
+
+from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint.aggregate import aggregate, fitting_scale
+from zcode_plugin.checkpoint.gather import Gathered
+from zcode_plugin.checkpoint.prune import prune
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.moe_transformer import MoETransformer
+
+LAYERS = ("encoder.layers.1.moe_layer", "decoder.layers.1.moe_layer")
+PATHS = [Path("a.pt"), Path("b.pt")]
+TOKENS = torch.arange(4, 28).reshape(4, 6)
+
+
+def gathered(model: MoETransformer, args: Namespace, experts: int = 4) -> Gathered:
+    return Gathered(deepcopy(checkpoint(model, args)), {}, dict.fromkeys(LAYERS, experts))
+
+
+def other_than(model: MoETransformer, seed: int = 9) -> MoETransformer:
+    """A model of the same shape with other weights."""
+    other = deepcopy(model)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return other
+
+
+def join(*models: Gathered, **options: Any) -> dict[str, Any]:
+    settings = {"coefficients": [1 / len(models)] * len(models), "gate_scale": 1.0, **options}
+    return aggregate(models, PATHS, **settings)[0]
+
+
+def loaded(state: dict[str, Any]) -> MoETransformer:
+    """The model that the stored options say, with the stored weights."""
+    options = dict(vars(config.section(state, "model")))
+    model, _ = build(**options)
+    model.load_state_dict(dict(state["model"]))
+    return model.eval()
+
+
+def logits(model: MoETransformer) -> torch.Tensor:
+    lengths = torch.full((len(TOKENS),), TOKENS.size(1))
+    with torch.no_grad():
+        return model.eval()(TOKENS, lengths, TOKENS.roll(1, 1))[0]
+
+
+def test_a_model_with_itself_and_twice_the_experts_per_token_is_the_model() -> None:
+    """Each choice falls in two equal halves, whose weights add up to the one before."""
+    model, args = build(moe_normalize_gate_prob="false")
+    one = gathered(model, args)
+    state = join(one, one, top_k=2)
+    assert config.get(config.section(state, "model"), "encoder_moe_expert_count") == "8"
+    twice = loaded(state)
+    assert twice.encoder.layers[1].moe_layer.gate.options.k == 2
+    torch.testing.assert_close(logits(twice), logits(model), rtol=0, atol=1e-5)
+
+
+def test_a_gate_that_prefers_the_first_half_gives_the_first_model() -> None:
+    model, args = build(moe_balance="bias", moe_normalize_gate_prob="true")
+    for side in (model.encoder, model.decoder):
+        side.layers[1].moe_layer.gate.selection_bias.zero_()
+    state = join(gathered(model, args), gathered(other_than(model), args), coefficients=[1.0, 0.0])
+    for layer in LAYERS:
+        state["model"][f"{layer}.gate.selection_bias"][4:] = -10
+    torch.testing.assert_close(logits(loaded(state)), logits(model), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("half", [0, 1])
+def test_pruned_back_to_a_half_it_is_that_model(half: int) -> None:
+    model, args = build()
+    both = [gathered(model, args), gathered(other_than(model), args)]
+    state = join(*both, coefficients=[1.0 - half, float(half)])
+    kept = {layer: list(range(4 * half, 4 * half + 4)) for layer in LAYERS}
+    prune(Gathered(state, {}, dict.fromkeys(LAYERS, 8)), kept)
+    wanted = both[half].state["model"]
+    assert state["model"].keys() == wanted.keys()
+    assert all(torch.equal(state["model"][key], wanted[key]) for key in wanted)
+
+
+def test_experts_are_kept_and_all_else_is_the_weighted_mean() -> None:
+    model, args = build()
+    one, two = gathered(model, args), gathered(other_than(model), args)
+    weights = join(one, two, coefficients=[0.25, 0.75], gate_scale=2.0)["model"]
+    a, b = one.state["model"], two.state["model"]
+    key = "encoder.layers.0.fc1.weight"
+    torch.testing.assert_close(weights[key], 0.25 * a[key] + 0.75 * b[key])
+    layer = LAYERS[0]
+    for number, (source, expert) in enumerate([(a, 0), (a, 3), (b, 0), (b, 3)]):
+        new = [0, 3, 4, 7][number]
+        for part in ("fc1.weight", "fc2.bias"):
+            mine = weights[f"{layer}.experts.{new}.{part}"]
+            assert torch.equal(mine, source[f"{layer}.experts.{expert}.{part}"])
+    gate = f"{layer}.gate.wg.weight"
+    assert torch.equal(weights[gate], 2 * torch.cat([a[gate], b[gate]]))
+    tied = [weights[f"{side}.embed_tokens.weight"].data_ptr() for side in ("encoder", "decoder")]
+    assert tied[0] == tied[1]
+
+
+def test_the_gate_is_scaled_until_it_is_as_certain_as_before() -> None:
+    torch.manual_seed(1)
+    gates = [torch.randn(8, 64) / 4 for _ in range(2)]
+    scale = fitting_scale(gates, torch.ones(64), torch.zeros(64), 1, None)
+    assert 1 < scale.factor < 4
+    assert scale.joined < scale.before
+    assert scale.after == pytest.approx(scale.before, abs=1e-3)
+    # Equal gates can never tell their experts apart: at most 4.
+    same = fitting_scale([gates[0], gates[0]], torch.ones(64), torch.zeros(64), 1, None)
+    assert same.factor == pytest.approx(4, rel=1e-6)
+    assert same.after < 0.5
+    given = fitting_scale(gates, torch.ones(64), torch.zeros(64), 1, 3.0)
+    assert given.factor == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_attention_heads": 2}, "--encoder-attention-heads is 2 in one and 4"),
+        ({"activation_fn": "gelu"}, "--activation-fn is gelu in one and relu"),
+        ({"moe_freq": 1}, "only one of them has experts in decoder.layers.0.moe_layer"),
+        ({"encoder_ffn_embed_dim": 64}, r"fc1.weight has \(64, 32\) in one and \(48, 32\)"),
+        ({"encoder_embed_dim": 64}, "b.pt and a.pt are different models"),
+    ],
+)
+def test_other_models_are_refused(change: dict[str, Any], message: str) -> None:
+    model, args = build()
+    other, other_args = build(**change)
+    second = gathered(other, other_args)
+    if "moe_freq" in change:
+        layers = [*LAYERS, "encoder.layers.0.moe_layer", "decoder.layers.0.moe_layer"]
+        second = Gathered(second.state, {}, dict.fromkeys(layers, 4))
+    with pytest.raises(UserError, match=message):
+        join(gathered(model, args), second)
+
+
+@pytest.mark.parametrize(
+    ("task_state", "message"),
+    [
+        ({"langs": ["bb", "aa"]}, "have different languages, or another order of them: bb,aa"),
+        ({"symbols": "<s>\n<pad>\nx"}, "has another vocabulary .*give all models the dictionary"),
+    ],
+)
+def test_other_languages_and_symbols_are_refused(task_state: dict[str, Any], message: str) -> None:
+    model, args = build()
+    one, two = gathered(model, args), gathered(model, args)
+    two.state["task_state"].update(task_state)
+    with pytest.raises(UserError, match=message):
+        join(one, two)
+
+
+def test_heads_that_only_one_has_are_left_out() -> None:
+    model, args = build()
+    with_heads, _ = build(objectives=["mlm"])
+    state = join(gathered(with_heads, args), gathered(model, args))
+    assert not [key for key in state["model"] if key.startswith("heads.")]
+    state = join(gathered(with_heads, args), gathered(with_heads, args))
+    assert "heads.mlm.dense.weight" in state["model"]

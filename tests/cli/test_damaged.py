@@ -1,0 +1,92 @@
+"""Damaged checkpoints: one line, exit code 2, and the folder is as before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint.exported import build, checkpoint
+from checkpoint.test_upcycle_refusals import spoil
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from zcode_plugin.cli.main import main
+
+# What writes, with {0} for the checkpoint and {1} for what is written.
+VERBS = {
+    "prune": ["{0}", "--keep", "2", "--by", "random", "--out", "{1}.pt"],
+    "aggregate": ["{0}", "{0}", "--out", "{1}.pt"],
+    "quantise": ["{0}", "--bits", "4", "--out", "{1}.pt"],
+    "export": ["{0}", "--format", "huggingface", "--out", "{1}"],
+    "average": ["{0}", "{0}", "--out", "{1}.pt"],
+    "reshard": ["{0}", "--ranks", "1", "--out", "{1}.pt"],
+}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A small checkpoint in both of torch's formats."""
+    folder = tmp_path_factory.mktemp("good")
+    state = checkpoint(*build(encoder_embed_dim=8, encoder_ffn_embed_dim=8))
+    torch.save(state, folder / "zip.pt")
+    torch.save(state, folder / "old.pt", _use_new_zipfile_serialization=False)
+    return {name: (folder / f"{name}.pt").read_bytes() for name in ("zip", "old")}
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    verb=st.sampled_from([*VERBS]),
+    file_format=st.sampled_from(["zip", "old"]),
+    kind=st.sampled_from(["random", "cut", "flip", "overwritten"]),
+    place=st.floats(0, 1),
+    noise=st.binary(max_size=40),
+)
+def test_damaged_files_are_refused_in_one_line(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    good: dict[str, bytes],
+    verb: str,
+    file_format: str,
+    kind: str,
+    place: float,
+    noise: bytes,
+) -> None:
+    """Or read as before: not each bit of an archive counts, and the old format has no checksums."""
+    bad, out = tmp_path / "bad.pt", tmp_path / "out"
+    content = spoil(good[file_format], kind, place, noise)
+    bad.write_bytes(content)
+    code = main([verb, *(part.format(bad, out) for part in VERBS[verb])])
+    printed = capsys.readouterr().err
+    if code == 2:
+        assert printed.startswith(f"zcode {verb}: error: ")
+        assert printed.count("\n") == 1
+        assert set(tmp_path.iterdir()) == {bad}
+    else:
+        assert (code, printed) == (0, "")
+        assert kind in ("flip", "overwritten")
+    assert bad.read_bytes() == content
+    for path in tmp_path.glob("out*"):
+        if path.is_dir():
+            for inner in path.iterdir():
+                inner.unlink()
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+@pytest.mark.parametrize("verb", [*VERBS])
+def test_a_good_file_is_read(tmp_path: Path, good: dict[str, bytes], verb: str) -> None:
+    """So that the lines above are of the damage."""
+    source = tmp_path / "good.pt"
+    for content in good.values():
+        source.write_bytes(content)
+        force = (
+            []
+            if not (tmp_path / "out").exists() and not (tmp_path / "out.pt").exists()
+            else ["--force"]
+        )
+        arguments = [part.format(source, tmp_path / "out") for part in VERBS[verb]]
+        assert main([verb, *arguments, *force]) == 0

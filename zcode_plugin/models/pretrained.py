@@ -1,0 +1,67 @@
+"""The shape of a model that is finetuned is that of the file: nobody has to repeat its flags."""
+
+from __future__ import annotations
+
+import logging
+from argparse import Namespace
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zcode_plugin.checkpoint import config, io
+from zcode_plugin.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+# With another value the weights do not fit, or, worse, fit and mean something else.
+_SHAPE = (
+    *("encoder_layers", "decoder_layers", "encoder_embed_dim", "decoder_embed_dim"),
+    *("encoder_ffn_embed_dim", "decoder_ffn_embed_dim", "encoder_attention_heads"),
+    *("decoder_attention_heads", "activation_fn", "encoder_normalize_before"),
+    *("decoder_normalize_before", "encoder_learned_pos", "decoder_learned_pos"),
+    *("no_token_positional_embeddings", "layernorm_embedding", "no_scale_embedding"),
+    *("share_all_embeddings", "share_decoder_input_output_embed", "no_decoder_final_norm"),
+)
+_EXPERTS = (
+    *("moe_freq", "encoder_moe_freq", "decoder_moe_freq", "moe_expert_count"),
+    *("encoder_moe_expert_count", "decoder_moe_expert_count", "moe_residual"),
+    *("moe_top_k", "moe_gate", "moe_normalize_gate_prob"),
+    "moe_normalize_gate_prob_before_dropping",
+)
+
+
+def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> None:
+    """Take options that the user left open from the file of `--finetune-from-model`.
+
+    Those of the model's shape and of its experts; a file of another model than `moe_transformer`,
+    or none, says nothing.
+
+    Args:
+        args: options of the run, changed in place.
+        preset: what the architecture says; what differs from it is logged.
+
+    Raises:
+        UserError: a flag that is given contradicts the file.
+    """
+    path = getattr(args, "finetune_from_model", None)
+    if not path or not Path(path).is_file():
+        return  # the start of the run says what is wrong
+    stored = config.section(io.load_options(Path(path)), "model")
+    if config.get(stored, "moe_freq") is None:
+        return
+    taken = []
+    for name in (*_SHAPE, *_EXPERTS):
+        value, given = config.get(stored, name), getattr(args, name, None)
+        flag = f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if given is None:
+            setattr(args, name, value)
+            if str(preset.get(name, False)) != str(value):
+                taken.append(f"{flag} {value}")
+        elif name in _SHAPE and str(given) != str(value):
+            raise UserError(
+                f"--finetune-from-model {path} has {flag} {value}, this run {given}: drop the flag"
+            )
+    if taken:
+        logger.info("from %s: %s", path, ", ".join(taken))
