@@ -37,7 +37,8 @@ OPTIONS = (
     "--moe-capacity-factor", "1.25", "--criterion", "multitask_summed_loss",
     "--label-smoothing", "0.1", "--moe-gate-loss-wt", "0.05", "--optimizer", "adam",
     "--adam-betas", "(0.9, 0.98)", "--clip-norm", "1.0", "--lr-scheduler", "inverse_sqrt",
-    "--max-tokens", "1024", "--cpu", "--num-workers", "0",
+    "--lang-pairs", "es-en,it-en,nl-en,sv-en,en-es,en-it,en-nl,en-sv", "--max-tokens", "1024",
+    "--max-tokens-valid", "4096", "--cpu", "--num-workers", "0",
     "--data-buffer-size", "0", "--no-epoch-checkpoints", "--log-format", "json",
     "--log-interval", "50", "--no-save-optimizer-state",
 )  # fmt: skip
@@ -49,10 +50,10 @@ class Lengths:
     """Updates of each stage; validation comes every `interval` of them."""
 
     trunk: int = 150
-    parent: int = 250
-    refit: int = 80
-    on: int = 300
-    interval: int = 75
+    parent: int = 200
+    refit: int = 60
+    on: int = 240
+    interval: int = 60
 
     @property
     def scratch(self) -> int:

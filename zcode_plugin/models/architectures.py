@@ -55,6 +55,18 @@ STOCK: Mapping[str, Any] = MappingProxyType(
         "share_all_embeddings": False,
     }
 )
+# The paper's models of 10 and 5 billion parameters: a deep encoder and a shallow decoder.
+M3: Mapping[str, Any] = MappingProxyType(
+    {
+        "encoder_layers": 24,
+        "decoder_layers": 12,
+        "encoder_embed_dim": 1024,
+        "encoder_ffn_embed_dim": 4096,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+        "moe_expert_count": "64",
+    }
+)
 DENSE: Mapping[str, Any] = MappingProxyType({"moe_freq": 0})
 
 ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
@@ -65,6 +77,9 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "moe_transformer_base_dense": DENSE,
         "moe_transformer_tiny": TINY,
         "moe_transformer_tiny_dense": {**TINY, **DENSE},
+        "zcode_m3_10b": M3,
+        "zcode_m3_5b": {**M3, "moe_expert_count": "32"},
+        "zcode_m3_dense": {**M3, **DENSE},
     }
 )
 

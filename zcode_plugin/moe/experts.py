@@ -60,6 +60,8 @@ class Experts(ExpertStacks):
         and its global number: an expert starts the same on however many ranks, and the default
         generator moves the same distance on all of them.
         """
+        if self.fc1_weight.is_meta:
+            return  # a model of shapes alone has nothing to draw
         seed = int(torch.randint(2**31, (1,)))
         for local in range(self.num_local):
             generator = torch.Generator().manual_seed(seed + self.first + local)

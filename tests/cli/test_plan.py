@@ -1,0 +1,44 @@
+"""`zcode plan`: its table, its JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from zcode_plugin.cli.main import main
+
+LINE = ["plan", "--arch", "moe_transformer_tiny", "--vocabulary", "1000", "--max-tokens", "256"]
+
+
+def test_forms_and_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    line = [*LINE, "--ranks", "8", "--memory", "1", "--host-memory", "1"]
+    assert main([*line, "--", "--moe-expert-count", "16"]) == 0
+    output = capsys.readouterr().out
+    for form in ("E", "E+Z1", "E+Z3", "E+Z-Off", "E+M", "E+Z-Off+M"):
+        assert f"\n{form} " in output
+    assert "--moe-expert-count 16 --expert-parallel-size 8" in output
+    assert main([*line, "--json", "--", "--moe-expert-count", "16"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["forms"][0]["form"] == "E"
+    assert plan["forms"][0]["memory"]["optimizer"] > plan["forms"][1]["memory"]["optimizer"]
+    assert plan["forms"][0]["fits"]
+    assert plan["forms"][3]["largest_parameters"] > plan["forms"][0]["largest_parameters"]
+
+
+def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*LINE, "--ranks", "2", "--memory", "0.001"]) == 1
+    assert "no form fits" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--ranks", "0"], "--ranks 0 is too small"),
+        (["--ranks", "4", "--expert-parallel-size", "3"], "must divide the 4 ranks"),
+        (["--ranks", "4", "--", "--moe-expert-cont", "3"], "flags of the model, after --: "),
+    ],
+)
+def test_mistakes(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
+    assert main([*LINE, "--memory", "1", *arguments]) == 2
+    assert message in capsys.readouterr().err

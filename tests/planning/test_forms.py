@@ -1,0 +1,175 @@
+"""Bytes of each form by hand, and what was measured of a real pass."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn.functional import nll_loss
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.architectures import ARCHITECTURES, fill
+from zcode_plugin.planning.activations import kept_for_backward, measure_activations
+from zcode_plugin.planning.forms import (
+    ELEMENTS,
+    Form,
+    largest_experts,
+    layers_by_kind,
+    state_memory,
+    traffic,
+    training_memory,
+)
+from zcode_plugin.planning.shapes import ModelShape, build, measure_shape
+
+SHAPE = ModelShape(
+    dense=1000, sliced=800, experts=4000, expert_layers=(8, 8), encoder_layers=4,
+    decoder_layers=4, width=16, top_k=1, capacity_factor=1.0, active=1500,
+)  # fmt: skip
+FP32 = ELEMENTS["fp32"]
+
+
+def options(arch: str, **given_options: Any) -> Namespace:
+    args = Namespace(arch=arch, max_source_positions=100, max_target_positions=100, **given_options)
+    fill(args, ARCHITECTURES[arch])
+    return args
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "parameters", "optimizer"),
+    [
+        (Form(1), "D", 4 * 5000, 8 * 5000),
+        (Form(4), "D", 4 * 5000, 8 * 5000),
+        (Form(4, 4), "E", 4 * 2000, 8 * 2000),
+        (Form(4, 2), "E+D", 4 * 3000, 8 * 3000),
+        (Form(4, 2, zero=1), "E+D+Z1", 4 * 3000, 8 * (250 + 1000)),
+        (Form(4, 4, zero=1), "E+Z1", 4 * 2000, 8 * (250 + 1000)),
+        (Form(4, 2, zero=3), "E+Z3", 4 * (250 + 1000), 8 * (250 + 1000)),
+        # 200 are the same on both slices, 800 are halved, and so are experts.
+        (Form(4, 2, tensor=2), "E+M", 4 * (200 + 400 + 1000), 8 * (200 + 400 + 1000)),
+    ],
+)
+def test_bytes_by_hand(form: Form, name: str, parameters: int, optimizer: int) -> None:
+    memory = state_memory(SHAPE, form, FP32)
+    assert form.name == name
+    assert (memory.parameters, memory.gradients, memory.optimizer) == (
+        parameters,
+        parameters,
+        optimizer,
+    )
+
+
+def test_offload_leaves_the_device_what_is_gathered() -> None:
+    sharded = state_memory(SHAPE, Form(4, 2, zero=3), FP32)
+    off = state_memory(SHAPE, Form(4, 2, zero=3, offload=True), FP32)
+    assert off.host == sharded.parameters + sharded.gradients + sharded.optimizer
+    assert off.total == off.gathered == sharded.gathered > 0
+
+
+def test_traffic_by_hand() -> None:
+    sent = traffic(SHAPE, Form(8, 2, tensor=2), ELEMENTS["fp16"])
+    # A row of 16 numbers of 2 bytes, half of which stays; four exchanges.
+    assert sent.exchange == 4 * 32 / 2
+    assert sent.slicing == 4 * 2 * 32 / 2
+    # Gradients: 600 dense over 4 ranks, 1000 of experts over their 2 replicas; a ring sends twice.
+    assert sent.update == pytest.approx(2 * 2 * (600 * 3 / 4 + 1000 / 2))
+    assert traffic(SHAPE, Form(1), FP32) == replace(sent, exchange=0, slicing=0, update=0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((4, 3), "--expert-parallel-size 3 must divide the 4 ranks"),
+        ((4, 4, 2), "--expert-parallel-size 4 must divide the 2 ranks"),
+        ((3, 1, 2), "--tensor 2 must divide --ranks 3"),
+    ],
+)
+def test_impossible_forms(sizes: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Form(*sizes)
+
+
+@given(
+    device=st.floats(1e4, 1e9),
+    parallel=st.sampled_from([1, 2, 8]),
+    zero=st.sampled_from([0, 1, 3]),
+)
+def test_one_expert_more_than_the_largest_does_not_fit(
+    device: float, parallel: int, zero: Any
+) -> None:
+    form = Form(8, parallel, zero=zero)
+    most = largest_experts(SHAPE, form, FP32, 1000.0, device, 0.0)
+    per_layer = SHAPE.experts / 16
+
+    def total(count: int) -> float:
+        shape = replace(SHAPE, experts=round(2 * per_layer * count), expert_layers=(count, count))
+        return state_memory(shape, form, FP32).total + 1000
+
+    assert most % parallel == 0
+    assert most == 0 or total(most) <= device
+    assert total(most + parallel) > device
+
+
+def test_shapes_are_those_of_the_model() -> None:
+    args = options("moe_transformer_tiny", moe_top_k=2, moe_expert_count="4,4,8")
+    shape = measure_shape(args, 500)
+    model = build(args, 500)
+    assert shape.total == sum(p.numel() for p in model.parameters())
+    experts = sum(p.numel() for n, p in model.named_parameters() if ".experts." in n)
+    assert shape.experts == experts
+    assert shape.expert_layers == (4, 4, 8)
+    one = 2 * 128 * 256 + 128 + 256
+    assert shape.active == shape.dense + 3 * 2 * one
+    assert layers_by_kind(shape) == {
+        ("encoder", False): 2, ("encoder", True): 2, ("decoder", False): 1, ("decoder", True): 1,
+    }  # fmt: skip
+
+
+def test_the_models_of_the_paper() -> None:
+    large, small = (
+        measure_shape(options(arch), 128_000) for arch in ("zcode_m3_10b", "zcode_m3_5b")
+    )
+    assert large.experts == 18 * 64 * 8_393_728
+    assert (round(large.total / 1e9, 1), round(small.total / 1e9, 1)) == (10.2, 5.3)
+
+
+@pytest.mark.parametrize(
+    ("arch", "changes"),
+    [
+        ("moe_transformer_tiny", {}),
+        ("moe_transformer_tiny", {"encoder_layers": 6, "activation_fn": "gelu", "dropout": 0.3}),
+        ("moe_transformer_tiny_dense", {}),
+    ],
+)
+def test_activations_are_those_of_a_pass(arch: str, changes: dict[str, Any]) -> None:
+    """Of another number of layers, tokens and symbols than were measured, within 5%."""
+    args = options(arch, **changes)
+    vocabulary, sentences, length = 3000, 24, 20
+    model = build(args, vocabulary).train()
+    tokens = torch.randint(4, vocabulary, (sentences, length))
+    with kept_for_backward(model) as kept:
+        output = model(tokens, torch.full((sentences,), length), tokens)
+        lprobs = model.get_normalized_probs(output, log_probs=True)
+        nll_loss(lprobs.view(-1, vocabulary), tokens.view(-1), reduction="sum")
+    memory = training_memory(
+        measure_shape(args, vocabulary), Form(1), FP32, measure_activations(args, length),
+        vocabulary, tokens.numel(),
+    )  # fmt: skip
+    assert memory.activations == pytest.approx(sum(kept.bytes.values()), rel=0.05)
+
+
+def test_trillions_of_parameters_on_512_devices_of_40_gb() -> None:
+    """Computed, as docs/parallel.md has it: with optimizer states in the host's memory."""
+    shape = measure_shape(options("zcode_m3_10b"), 128_000)
+    element = ELEMENTS["memory-efficient-fp16"]
+    per_expert = shape.experts / 64
+
+    def largest(form: Form, host: float) -> float:
+        return shape.dense + per_expert * largest_experts(shape, form, element, 8e9, 40e9, host)
+
+    assert largest(Form(512, 512), 0) > 1e12
+    assert largest(Form(512, 512, zero=3, offload=True), 128e9) > 3.5e12

@@ -1,0 +1,195 @@
+"""`zcode plan`: which form of parallelism a model needs on given machines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+from zcode_plugin.cli.console import format_table, quiet_fairseq
+from zcode_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from zcode_plugin.planning.forms import Form
+
+PRECISIONS = ("fp32", "fp16", "memory-efficient-fp16")
+DESCRIPTION = """Compute what a model takes on each rank in each form of parallelism, what ranks
+send each other, which forms fit, and the largest number of experts that does. Nothing is measured on the
+machines that it is about; activations are those of a small model of the same layers, run here."""
+EPILOG = """What follows -- are flags of the model, as in training.
+
+example:
+  zcode plan --arch zcode_m3_10b --ranks 64 --memory 40
+  zcode plan --arch zcode_m3_10b --ranks 512 --memory 40 --host-memory 128 -- --moe-expert-count 512
+"""
+GB = 1e9
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    parser.set_defaults(extra=[])
+    add = parser.add_argument
+    add("--arch", required=True, help="architecture of moe_transformer")
+    add("--ranks", type=int, required=True, metavar="W", help="GPUs")
+    add("--memory", type=float, required=True, metavar="GB", help="of each GPU")
+    add("--host-memory", type=float, default=0, metavar="GB", help="for each rank (default: 0)")
+    add("--vocabulary", type=int, default=128000, metavar="N", help="symbols (default: 128000)")
+    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add("--length", type=int, default=32, metavar="N", help="of a sentence (default: 32)")
+    add("--precision", choices=PRECISIONS, default="fp16", help="default: fp16")
+    add("--expert-parallel-size", type=int, metavar="P", help="default: W, or the experts if fewer")
+    add("--tensor", type=int, default=2, metavar="T", help="ranks of a slice in M (default: 2)")
+    add("--checkpoint-activations", action="store_true", help="plan with this flag of fairseq")
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan, and print."""
+    with quiet_fairseq():
+        plan = _plan(args)
+    if args.json:
+        print(json.dumps(plan))
+        return 0
+    print(f"{args.arch}: {plan['parameters']:,} parameters, {plan['active']:,} of them of a token")
+    print(format_table(_memory_rows(plan, args)))
+    print(
+        "GB of each rank, computed. Largest: experts of a layer, and billions of parameters of the "
+        "model with so many."
+    )
+    print(format_table(_traffic_rows(plan)))
+    fitting = [row for row in plan["forms"] if row["fits"]]
+    if not fitting:
+        print("no form fits: more ranks, fewer tokens, or --checkpoint-activations")
+        return 1
+    best = fitting[0]
+    print(f"to run {best['form']}:")
+    print(
+        f"  torchrun --nproc-per-node=... $(which fairseq-train) DATA {shlex.join(best['flags'])}"
+    )
+    return 0
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    import zcode_plugin
+
+    zcode_plugin.register()
+    from zcode_plugin.planning import forms
+    from zcode_plugin.planning.activations import measure_activations
+    from zcode_plugin.planning.shapes import measure_shape
+
+    for flag in ("ranks", "vocabulary", "max_tokens", "length"):
+        if getattr(args, flag) < 1:
+            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)} is too small")
+    options = _model_options(args)
+    shape = measure_shape(options, args.vocabulary)
+    activations = measure_activations(options, args.length)
+    element = forms.ELEMENTS[args.precision]
+    rows = []
+    for form in _forms(args, shape.expert_layers):
+        memory = forms.training_memory(
+            shape, form, element, activations, args.vocabulary, args.max_tokens,
+            args.checkpoint_activations,
+        )  # fmt: skip
+        fixed = memory.activations + memory.exchange
+        device, host = args.memory * GB, args.host_memory * GB
+        most = forms.largest_experts(shape, form, element, fixed, device, host)
+        layer_size = shape.experts / max(1, sum(shape.expert_layers)) * len(shape.expert_layers)
+        rows.append(
+            {
+                "form": form.name,
+                "memory": vars(memory) | {"total": memory.total},
+                "fits": memory.total <= device and memory.host <= host,
+                "largest_experts": most,
+                "largest_parameters": round(shape.dense + layer_size * most) if most else 0,
+                "traffic": vars(forms.traffic(shape, form, element)),
+                "flags": _flags(args, form),
+            }
+        )
+    return {"parameters": shape.total, "active": shape.active, "forms": rows}
+
+
+def _model_options(args: argparse.Namespace) -> argparse.Namespace:
+    from zcode_plugin.models.architectures import ARCHITECTURES, fill
+    from zcode_plugin.models.moe_transformer import MoETransformer
+
+    if args.arch not in ARCHITECTURES:
+        raise UserError(f"--arch {args.arch}: choose from {', '.join(ARCHITECTURES)}")
+    parser = _ModelParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    MoETransformer.add_args(parser)
+    options = parser.parse_args(args.extra)
+    options.arch = args.arch
+    options.max_source_positions = options.max_target_positions = 1024
+    fill(options, ARCHITECTURES[args.arch])
+    return options
+
+
+class _ModelParser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"flags of the model, after --: {message}")
+
+
+def _forms(args: argparse.Namespace, experts: tuple[int, ...]) -> list[Form]:
+    """The paper's, as far as they differ on so many ranks."""
+    from zcode_plugin.planning.forms import Form
+
+    def parallel(ranks: int) -> int:
+        wanted = args.expert_parallel_size
+        if wanted is not None:
+            return int(wanted)
+        fewest = min(experts, default=1)
+        return max(p for p in range(1, ranks + 1) if ranks % p == 0 and fewest % p == 0)
+
+    size = parallel(args.ranks)
+    found = [Form(args.ranks, size, zero=zero) for zero in (0, 1, 3)]
+    found.append(Form(args.ranks, size, zero=3, offload=True))
+    if args.tensor > 1 and args.ranks % args.tensor == 0:
+        sliced = parallel(args.ranks // args.tensor)
+        found.append(Form(args.ranks, sliced, args.tensor))
+        found.append(Form(args.ranks, sliced, args.tensor, zero=3, offload=True))
+    return found
+
+
+def _flags(args: argparse.Namespace, form: Form) -> list[str]:
+    precision = {
+        "fp32": [],
+        "fp16": ["--fp16", "--fp16-no-flatten-grads"],
+        "memory-efficient-fp16": ["--memory-efficient-fp16"],
+    }
+    flags = ["--user-dir", "zcode_plugin", "--arch", args.arch, *args.extra, *form.flags()]
+    flags += ["--max-tokens", str(args.max_tokens), *precision[args.precision]]
+    return [*flags, "--checkpoint-activations"] if args.checkpoint_activations else flags
+
+
+def _memory_rows(plan: dict[str, Any], args: argparse.Namespace) -> list[tuple[str, ...]]:
+    names = ("parameters", "gradients", "optimizer", "gathered", "activations", "exchange")
+    rows: list[tuple[str, ...]] = [("form", *names, "total", "host", "fits", "largest")]
+    for row in plan["forms"]:
+        memory = row["memory"]
+        rows.append(
+            (
+                row["form"],
+                *(f"{memory[name] / GB:.2f}" for name in (*names, "total", "host")),
+                "yes" if row["fits"] else "no",
+                f"{row['largest_experts']:,} ({row['largest_parameters'] / 1e9:,.0f})",
+            )
+        )
+    return rows
+
+
+def _traffic_rows(plan: dict[str, Any]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = [
+        ("form", "bytes per token and MoE layer", "per token and layer, slicing", "GB per update")
+    ]
+    for row in plan["forms"]:
+        sent = row["traffic"]
+        rows.append(
+            (
+                row["form"],
+                f"{sent['exchange']:,.0f}",
+                f"{sent['slicing']:,.0f}",
+                f"{sent['update'] / GB:.3f}",
+            )
+        )
+    return rows

@@ -1,0 +1,1 @@
+"""What a model of a shape needs of machines: arithmetic for `zcode plan`."""

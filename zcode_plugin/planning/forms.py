@@ -1,0 +1,257 @@
+"""The forms of parallelism, and the bytes that each leaves on a rank and sends between ranks.
+
+Legend: W ranks, T of them slice each tensor, D = W / T data-parallel ranks, P of these share the
+experts, R = D / P hold the same ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.planning.activations import Activations
+from zcode_plugin.planning.shapes import ModelShape
+
+Precision = Literal["fp32", "fp16", "memory-efficient-fp16"]
+
+
+@dataclass(frozen=True)
+class ElementBytes:
+    """Bytes of one trained element, with Adam.
+
+    Attributes:
+        compute: of one number that is computed with.
+        parameter: with `--fp16` 2 and 4 for the float32 copy.
+        gradient: the same.
+        optimizer: two moments in float32.
+    """
+
+    compute: int = 4
+    parameter: int = 4
+    gradient: int = 4
+    optimizer: int = 8
+
+
+ELEMENTS: dict[str, ElementBytes] = {
+    "fp32": ElementBytes(),
+    "fp16": ElementBytes(2, 6, 6, 8),
+    "memory-efficient-fp16": ElementBytes(2, 2, 2, 8),
+}
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of parallelism.
+
+    Attributes:
+        world: W.
+        parallel: P, `--expert-parallel-size`.
+        tensor: T, `--model-parallel-size`.
+        zero: 0; 1, the optimizer's state is sharded; 3, parameters and gradients, too.
+        offload: shards live in the host's memory (with zero 3).
+    """
+
+    world: int
+    parallel: int = 1
+    tensor: int = 1
+    zero: Literal[0, 1, 3] = 0
+    offload: bool = False
+
+    def __post_init__(self) -> None:
+        if self.world < 1 or self.tensor < 1 or self.world % self.tensor:
+            raise UserError(f"--tensor {self.tensor} must divide --ranks {self.world}")
+        if self.parallel < 1 or self.data % self.parallel:
+            raise UserError(
+                f"--expert-parallel-size {self.parallel} must divide the {self.data} ranks that "
+                "see different data"
+            )
+
+    @property
+    def data(self) -> int:
+        """D."""
+        return self.world // self.tensor
+
+    @property
+    def replicas(self) -> int:
+        """R."""
+        return self.data // self.parallel
+
+    @property
+    def name(self) -> str:
+        """As the paper writes it: `E+D+Z1`."""
+        parts = ["E"] if self.parallel > 1 else []
+        parts += ["D"] if self.replicas > 1 and not self.offload and self.zero != 3 else []
+        parts += {0: [], 1: ["Z1"], 3: ["Z-Off" if self.offload else "Z3"]}[self.zero]
+        parts += ["M"] if self.tensor > 1 else []
+        return "+".join(parts) or "D"
+
+    def flags(self) -> list[str]:
+        """Of fairseq-train."""
+        flags = ["--expert-parallel-size", str(self.parallel)]
+        if self.tensor > 1:
+            flags += ["--model-parallel-size", str(self.tensor)]
+        if self.zero == 1:
+            flags += ["--zero-sharding", "os"]
+        flags += ["--ddp-backend", "fully_sharded" if self.zero == 3 else "legacy_ddp"]
+        return [*flags, "--cpu-offload"] if self.offload else flags
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on a rank; `host` is the host's memory for this rank.
+
+    Attributes:
+        gathered: with zero 3, the parameters of the layer at work, of all ranks.
+        exchange: buffers of one exchange of tokens, there and back.
+    """
+
+    parameters: float
+    gradients: float
+    optimizer: float
+    gathered: float = 0.0
+    activations: float = 0.0
+    exchange: float = 0.0
+    host: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """On the device."""
+        return (
+            self.parameters + self.gradients + self.optimizer
+            + self.gathered + self.activations + self.exchange
+        )  # fmt: skip
+
+
+def state_memory(shape: ModelShape, form: Form, element: ElementBytes) -> Memory:
+    """What a rank holds between updates."""
+    dense = shape.dense - shape.sliced + shape.sliced / form.tensor
+    experts = shape.experts / (form.parallel * form.tensor)
+    whole, sharded = dense + experts, dense / form.data + experts / form.replicas
+    held = sharded if form.zero == 3 else whole
+    moments = sharded if form.zero else whole
+    memory = Memory(element.parameter * held, element.gradient * held, element.optimizer * moments)
+    if form.zero != 3:
+        return memory
+    gathered = element.compute * _largest_layer(shape, form)
+    if not form.offload:
+        return replace(memory, gathered=gathered)
+    return Memory(0, 0, 0, gathered=gathered, host=memory.total)
+
+
+def _largest_layer(shape: ModelShape, form: Form) -> float:
+    """Elements that are gathered at once: those of the embeddings, or of a layer's experts."""
+    layers = shape.encoder_layers + shape.decoder_layers
+    experts = shape.experts / max(1, len(shape.expert_layers)) / (form.parallel * form.tensor)
+    # What is no layer's is mostly the embedding; a layer is about 1 / layers of what is.
+    dense = shape.sliced / form.tensor / max(1, layers)
+    return max(experts, dense) + dense
+
+
+def training_memory(
+    shape: ModelShape,
+    form: Form,
+    element: ElementBytes,
+    activations: Activations,
+    vocabulary: int,
+    tokens: int,
+    checkpointed: bool = False,
+) -> Memory:
+    """`state_memory`, and what one training pass of so many tokens on each side adds.
+
+    Args:
+        checkpointed: with `--checkpoint-activations`, which keeps the input of each layer and
+            computes the rest a second time.
+    """
+    memory = state_memory(shape, form, element)
+    share = element.compute / 4  # activations are measured in float32
+    layers = layers_by_kind(shape)
+    if checkpointed:
+        inputs = 4 * shape.width * sum(layers.values())
+        largest = max(activations.layers[kind] for kind in layers)
+        per_token = inputs + largest + activations.outside + activations.output * vocabulary
+    else:
+        per_token = activations.per_token(layers, vocabulary)
+    rows = tokens * shape.top_k * (shape.capacity_factor or 1.0)
+    exchange = 4 * rows * shape.width * element.compute if form.parallel > 1 else 0.0
+    return replace(memory, activations=share * per_token * tokens, exchange=exchange)
+
+
+def layers_by_kind(shape: ModelShape) -> dict[tuple[str, bool], int]:
+    """How many layers there are of each side, with and without experts.
+
+    MoE layers are taken to be spread over both sides as layers are.
+    """
+    total = shape.encoder_layers + shape.decoder_layers
+    of_encoder = round(len(shape.expert_layers) * shape.encoder_layers / total)
+    of_decoder = len(shape.expert_layers) - of_encoder
+    return {
+        ("encoder", False): shape.encoder_layers - of_encoder,
+        ("encoder", True): of_encoder,
+        ("decoder", False): shape.decoder_layers - of_decoder,
+        ("decoder", True): of_decoder,
+    }
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a rank sends.
+
+    Attributes:
+        exchange: per token and MoE layer, of a training pass: four exchanges.
+        slicing: per token and layer: two sums over tensor ranks each way.
+        update: per update: gradients, and with zero 3 parameters.
+    """
+
+    exchange: float
+    slicing: float
+    update: float
+
+
+def traffic(shape: ModelShape, form: Form, element: ElementBytes) -> Traffic:
+    """What is sent; of sums and gathers what a ring sends."""
+    row = shape.width * element.compute
+    dense = shape.dense - shape.sliced + shape.sliced / form.tensor
+    experts = shape.experts / (form.parallel * form.tensor)
+    passes = 3 if form.zero == 3 else 2
+    return Traffic(
+        exchange=4 * shape.top_k * row * _others(form.parallel),
+        slicing=4 * 2 * row * _others(form.tensor),
+        update=passes
+        * element.compute
+        * (dense * _others(form.data) + experts * _others(form.replicas)),
+    )
+
+
+def _others(ranks: int) -> float:
+    """The share that is not a rank's own."""
+    return (ranks - 1) / ranks
+
+
+def largest_experts(
+    shape: ModelShape, form: Form, element: ElementBytes, fixed: float, device: float, host: float
+) -> int:
+    """The most experts of a layer with which the model still fits; a multiple of P, or 0.
+
+    Args:
+        fixed: bytes on the device that do not depend on experts: activations, buffers.
+        device, host: bytes of each rank.
+    """
+    layers = len(shape.expert_layers)
+    per_expert = shape.experts / max(1, sum(shape.expert_layers))
+    fits = 0
+    step = 1
+    while step:
+        count = fits + step
+        experts = per_expert * layers * count * form.parallel
+        scaled = replace(
+            shape,
+            experts=round(experts),
+            expert_layers=tuple([count * form.parallel] * layers),
+        )
+        memory = state_memory(scaled, form, element)
+        if layers and memory.total + fixed <= device and memory.host <= host and count < 2**40:
+            fits, step = count, step * 2
+        else:
+            step //= 2
+    return fits * form.parallel
