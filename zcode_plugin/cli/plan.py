@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "fp16", "memory-efficient-fp16")
 DESCRIPTION = """Compute what a model takes on each rank in each form of parallelism, what ranks
-send each other, which forms fit, and the largest number of experts that does. Nothing is measured on the
-machines that it is about; activations are those of a small model of the same layers, run here."""
+send each other, which forms fit, and the largest number of experts that does. Nothing is measured
+on the machines that it is about; activations are those of a small model of the same layers."""
 EPILOG = """What follows -- are flags of the model, as in training.
 
 example:
