@@ -88,7 +88,12 @@ def measure_activations(args: Namespace, length: int) -> Activations:
     small.encoder_moe_expert_count = small.decoder_moe_expert_count = None
     small.moe_expert_count = str(max(2, small.moe_top_k))
     small.expert_parallel_size = 1
-    model = build(small, _SYMBOLS).train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)  # what is dropped is drawn
+        return _measure(build(small, _SYMBOLS).train(), length)
+
+
+def _measure(model: Any, length: int) -> Activations:
     tokens = torch.randint(4, _SYMBOLS, (_SENTENCES, length))
     lengths = torch.full((_SENTENCES,), length)
     with kept_for_backward(model) as kept:
