@@ -34,6 +34,7 @@ def test_writes_all_ranks_and_overwrites_only_when_forced(
         ["ranks", "2", "4"],
         ["expert parallel size", "2", "4"],
         ["files", "2", "4"],
+        ["optimizer's state in a file", "whole", "whole"],
         ["experts of a layer on a rank", "2", "1"],
         ["epoch", "2", "2"],
         ["batches of a rank in it", "5", "2"],
