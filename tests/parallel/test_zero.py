@@ -19,7 +19,18 @@ from zcode_plugin.parallel.sharding import OWNED
 UPDATES = 5
 ZERO = ("--zero-sharding", "os")
 TO_THE_END = ("--max-update", UPDATES, *COMPARABLE)
-HALF = ["--fp16", "--memory-efficient-fp16", "--bf16", "--memory-efficient-bf16"]
+FP16 = ("--fp16", "--fp16-init-scale", "16")
+OTHERS = {
+    "float32": (),
+    "fp16": FP16,
+    "memory-efficient-fp16": (*FP16, "--memory-efficient-fp16"),
+    "bf16": ("--bf16",),
+    "memory-efficient-bf16": ("--memory-efficient-bf16",),
+    "pytorch_ddp": ("--ddp-backend", "pytorch_ddp"),
+    "balance": ("--moe-balance", "bias", "--check-replicas", "2", "--store-ema", "--ema-fp32"),
+    "experts": ("--freeze-except", "experts"),
+    "dense": ("--freeze-except", "self_attn"),
+}
 
 
 def layouts(fast: Sequence[tuple[int, int]]) -> list[object]:
@@ -93,24 +104,19 @@ def assert_files_share_the_state(folder: Path, world: int, size: int) -> None:
             assert sorted(rank % size for rank in holders) == list(range(size)), name
 
 
-@pytest.mark.parametrize(("world", "size"), layouts(fast=[]))
-@pytest.mark.parametrize("precision", [None, *HALF])
-def test_the_same_bits_as_without(
-    reversal: Path, tmp_path: Path, world: int, size: int, precision: str | None
-) -> None:
-    """In every precision, and after a restart."""
-    if precision is not None and (world, size) == (4, 4):
-        pytest.skip("two layouts show it")
-    half = [precision] if precision else []
-    if "fp16" in str(precision):
-        half += ["--fp16", "--fp16-init-scale", "16"]
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
+def test_the_same_bits_as_without(reversal: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    """In every precision and beside other options, after a restart too."""
+    world, size = 4, 2
     pairs = []
     for name, zero in (("with", ZERO), ("without", ())):
         folder = tmp_path / name
-        run_layout(reversal, folder, world, size, *zero, *half, *TO_THE_END, "--max-update", 3)
+        given = (*zero, *options, *TO_THE_END)
+        run_layout(reversal, folder, world, size, *given, "--max-update", 3)
         pairs.append(
             run_layout(
-                reversal, tmp_path / f"{name}-on", world, size, *zero, *half, *TO_THE_END,
+                reversal, tmp_path / f"{name}-on", world, size, *given,
                 "--restore-file", last(folder),
             )
         )  # fmt: skip
@@ -151,6 +157,17 @@ def test_a_run_moves_from_layout_to_layout(
             io.save_all(zip(paths, resharding.states(), strict=True))
             restore = ("--restore-file", divided)
     assert_ends_as(run, single)
+
+
+@pytest.mark.slow
+def test_a_run_without_starts_anew_with(single: Run, reversal: Path, tmp_path: Path) -> None:
+    """Each rank takes what it owns out of a file that has all."""
+    begun = tmp_path / "begun"
+    run_layout(reversal, begun, 4, 2, *TO_THE_END, "--max-update", 3)
+    restore = ("--restore-file", last(begun))
+    run = run_layout(reversal, tmp_path / "run", 4, 2, *ZERO, *TO_THE_END, *restore)
+    assert_ends_as(run, single)
+    assert_files_share_the_state(tmp_path / "run", 4, 2)
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from typing import Any
 import torch.distributed as dist
 from fairscale.optim import OSS
 from fairseq import optim
-from fairseq.optim.shard import shard_ as stock_shard
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -37,9 +36,6 @@ def arrange(topology: ExpertTopology) -> None:
     """
 
     def shard(optimizer: Any, group: dist.ProcessGroup) -> None:
-        if not any(hasattr(parameter, "expert") for parameter in optimizer.params):
-            stock_shard(optimizer, group)
-            return
         optimizer.optimizer = ShardedOptimizer(
             optimizer.optimizer, optimizer.optimizer_config, group, topology.data_group
         )
