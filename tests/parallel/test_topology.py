@@ -84,6 +84,11 @@ def test_expert_groups_wait_as_long_as_the_default_group() -> None:
             "--zero-sharding os and --use-bmuf: drop one of them",
         ),
         (
+            1,
+            ["--zero-sharding", "os"],
+            "--zero-sharding os spreads the optimizer's state over ranks",
+        ),
+        (
             2,
             ["--expert-parallel-size", "2", "--encoder-layerdrop", "0.1"],
             "--encoder-layerdrop and --decoder-layerdrop drop different layers",

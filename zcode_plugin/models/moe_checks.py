@@ -52,6 +52,19 @@ def check_parallel(args: Namespace) -> None:
         _check_zero_sharding(args)
 
 
+def check_alone(args: Namespace) -> None:
+    """Refuse stock's options that cannot work in a training of one process.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if is_zero_sharded(args):
+        raise UserError(
+            f"--zero-sharding {args.zero_sharding} spreads the optimizer's state over ranks, and "
+            "this run has one: leave it out"
+        )
+
+
 def is_zero_sharded(args: Namespace) -> bool:
     """Whether the optimizer's state is spread over ranks."""
     return str(getattr(args, "zero_sharding", "none")) != "none"
