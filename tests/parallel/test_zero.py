@@ -14,6 +14,7 @@ from zcode_plugin.checkpoint import io, names
 from zcode_plugin.checkpoint.gather import find_files
 from zcode_plugin.checkpoint.merge import merge
 from zcode_plugin.checkpoint.reshard import plan
+from zcode_plugin.checkpoint.tensors import count_elements
 from zcode_plugin.parallel.sharding import OWNED
 
 UPDATES = 5
@@ -85,6 +86,7 @@ def test_updates_equal_those_of_one_process_through_a_save_in_mid_epoch(
     assert len(second.losses) == UPDATES - 3
     assert_ends_as(second, single)
     assert_files_share_the_state(begun, world, size)
+    assert_bytes(begun, first.weights, world, size)
     merged, _ = merge(names.find_rank_files(last(run)))
     assert_equal(second.weights, {key: merged["model"][key] for key in second.weights})
 
@@ -102,6 +104,16 @@ def assert_files_share_the_state(folder: Path, world: int, size: int) -> None:
             assert len(holders) == 1, name
         else:
             assert sorted(rank % size for rank in holders) == list(range(size)), name
+
+
+def assert_bytes(folder: Path, weights: dict[str, Tensor], world: int, size: int) -> None:
+    """Those of the formula in docs/checkpoints.md."""
+    experts = count_elements(value for key, value in weights.items() if ".experts." in key)
+    shared = count_elements(weights.values()) - experts
+    files = names.find_rank_files(last(folder)).values()
+    expected = world * 4 * (shared + experts / size) + 8 * (shared + experts)
+    rest = sum(path.stat().st_size for path in files) - expected
+    assert 0 < rest < world * (100_000 + 350 * 3 * len(weights))
 
 
 @pytest.mark.slow
