@@ -34,6 +34,7 @@ def test_writes_all_ranks_and_overwrites_only_when_forced(
         ["ranks", "2", "4"],
         ["expert parallel size", "2", "4"],
         ["files", "2", "4"],
+        ["optimizer's state in a file", "whole", "whole"],
         ["experts of a layer on a rank", "2", "1"],
         ["epoch", "2", "2"],
         ["batches of a rank in it", "5", "2"],
@@ -63,6 +64,34 @@ def test_writes_all_ranks_and_overwrites_only_when_forced(
         "without an optimizer's state, which the input lacks: train on with --reset-optimizer\n"
     )
     assert io.load(out / "one.pt")["cfg"]["model"].base_layers == 0
+
+
+def test_the_optimizer_is_shared_when_asked_for_until_told_otherwise(
+    zcode: Run, files: dict[int, Path], tmp_path: Path
+) -> None:
+    four, two, alone = (tmp_path / name for name in ("four", "two", "alone"))
+    for source, ranks, out, options, held in (
+        (files[0], "4", four, ("--zero-sharding", "os"), ["whole", "part"]),
+        (four / "checkpoint_last-rank-2.pt", "2", two, (), ["part", "part"]),
+        (
+            two / "checkpoint_last-rank-0.pt",
+            "2",
+            alone,
+            ("--zero-sharding=none",),
+            ["part", "whole"],
+        ),
+    ):
+        ended = zcode("reshard", source, "--ranks", ranks, "--out", out, *options)
+        assert ended.returncode == 0, ended.stderr
+        [line] = [line for line in ended.stdout.splitlines() if line.startswith("optimizer's")]
+        assert line.split()[-2:] == held
+    for rank, path in files.items():
+        before = io.load(path)["last_optimizer_state"]
+        after = io.load(alone / path.name)["last_optimizer_state"]
+        assert after.keys() == before.keys()
+        assert after["state"].keys() == before["state"].keys()
+        for number, entries in before["state"].items():
+            assert after["state"][number]["exp_avg"].equal(entries["exp_avg"]), (rank, number)
 
 
 @pytest.mark.parametrize(

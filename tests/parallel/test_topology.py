@@ -80,8 +80,13 @@ def test_expert_groups_wait_as_long_as_the_default_group() -> None:
         ),
         (
             2,
-            ["--expert-parallel-size", "2", "--zero-sharding", "os"],
-            "--zero-sharding os spreads the optimizer's state over all ranks",
+            ["--expert-parallel-size", "2", "--zero-sharding", "os", "--use-bmuf"],
+            "--zero-sharding os and --use-bmuf: drop one of them",
+        ),
+        (
+            1,
+            ["--zero-sharding", "os"],
+            "--zero-sharding os spreads the optimizer's state over ranks",
         ),
         (
             2,

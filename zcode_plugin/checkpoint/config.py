@@ -57,6 +57,17 @@ def expert_parallel_size(state: Mapping[str, Any]) -> int:
     return int(get(section(state, "model"), "expert_parallel_size", 1))
 
 
+def is_zero_sharded(state: Mapping[str, Any]) -> bool:
+    """Whether that run had `--zero-sharding os`."""
+    return str(get(section(state, "distributed_training"), "zero_sharding", "none")) != "none"
+
+
+def set_zero_sharding(state: Mapping[str, Any], value: str) -> None:
+    """Set the option `--zero-sharding`, where it is another."""
+    if is_zero_sharded(state) != (value != "none"):
+        put(section(state, "distributed_training"), "zero_sharding", value)
+
+
 def expert_bits(state: Mapping[str, Any]) -> int:
     """Bits of an expert's weight: 32 for floats of any kind, else 8 or 4."""
     return int(get(section(state, "model"), "moe_expert_bits", FLOAT_BITS))

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config, io, names, optimizer
+from zcode_plugin.checkpoint import config, io, names, optimizer, shards
 from zcode_plugin.checkpoint.optimizer import Moments
 from zcode_plugin.checkpoint.tensors import bit_equal, with_own_storage
 from zcode_plugin.errors import UserError
+from zcode_plugin.parallel.sharding import OWNED
 
 # fairseq's sinusoidal positions own a number that nothing ever sets; only its device is read.
 UNSET_BUFFER = "embed_positions._float_tensor"
@@ -27,11 +28,13 @@ class Gathered:
             optimizer's state for parameters, which `moments` has.
         moments: that, by name; empty without an optimizer.
         experts: number of experts of each MoE layer.
+        sharded: whether the files held parts of the optimizer's state (`--zero-sharding os`).
     """
 
     state: dict[str, Any]
     moments: Moments
     experts: dict[str, int]
+    sharded: bool = False
 
 
 def find_files(path: Path) -> list[Path]:
@@ -63,15 +66,26 @@ def gather(files: list[Path], *, with_optimizer: bool) -> Gathered:
     whole, moments = _load(first, with_optimizer)
     if names.rank_of(first) is not None:
         check_ranks(files, whole)
+    union = shards.Union() if with_optimizer and shards.owned_by(whole) is not None else None
+    if union is not None:
+        union.add(whole, moments, first)
     for path in files[1:]:
         part, part_moments = _load(path, with_optimizer)
         check_same_save(whole, first, part, path)
-        pieces = [*weights(part), *part_moments.values()]
-        if moments.keys() != part_moments.keys():
+        for tensors, piece in zip(weights(whole), weights(part), strict=True):
+            _absorb(tensors, first, piece, path)
+        if (shards.owned_by(part) is None) != (union is None) and with_optimizer:
             raise UserError(f"{path} is of another run than {first}: their optimizers differ")
-        for union, piece in zip([*weights(whole), *moments.values()], pieces, strict=True):
-            _absorb(union, first, piece, path)
-    return Gathered(whole, moments, _count_experts(whole["model"], first))
+        if union is None:
+            _absorb_moments(moments, first, part_moments, path)
+        else:
+            union.add(part, part_moments, path)
+    experts = _count_experts(whole["model"], first)
+    if union is None:
+        return Gathered(whole, moments, experts)
+    union.check_whole(whole, first)
+    del whole["last_optimizer_state"][OWNED]
+    return Gathered(whole, union.moments, experts, sharded=True)
 
 
 def gather_whole(path: Path) -> tuple[list[Path], Gathered]:
@@ -166,6 +180,13 @@ def _absorb(
             raise UserError(f"{path} has {key}, which {first} lacks: they are of different runs")
         else:
             whole[key] = value
+
+
+def _absorb_moments(whole: Moments, first: Path, part: Moments, path: Path) -> None:
+    if whole.keys() != part.keys():
+        raise UserError(f"{path} is of another run than {first}: their optimizers differ")
+    for union, piece in zip(whole.values(), part.values(), strict=True):
+        _absorb(union, first, piece, path)
 
 
 def _count_experts(model: Mapping[str, Any], first: Path) -> dict[str, int]:

@@ -7,7 +7,7 @@ expert, exactly as the model has: what joins and divides models does the same to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,10 @@ def by_name(state: Mapping[str, Any], path: Path) -> Moments:
 
 
 def by_number(
-    moments: Moments, parameters: list[str], model: Mapping[str, Any]
+    moments: Moments,
+    parameters: list[str],
+    model: Mapping[str, Any],
+    only: Collection[int] | None = None,
 ) -> dict[int, dict[str, Any]]:
     """The inverse of `by_name`, for the rank whose weights are `model`.
 
@@ -49,11 +52,14 @@ def by_number(
         moments: as `by_name` gives them, of all experts or more than this rank's.
         parameters: names of the model's parameters, as the optimizer numbers them.
         model: entries of the rank's model.
+        only: the numbers that are wanted; None wants all.
     """
     numbered: dict[int, dict[str, Any]] = {}
     for number, name in enumerate(parameters):
+        if only is not None and number not in only:
+            continue
         stack = names.parse_stack(name)
-        keys = [name] if stack is None else _stack_keys(stack, model)
+        keys = [name] if stack is None else stack_keys(stack, model)
         for slot, entries in moments.items():
             values = [entries[key] for key in keys if key in entries]
             if values:
@@ -80,7 +86,7 @@ def _parameter_names(state: Mapping[str, Any], path: Path) -> list[str]:
     return list(names_)
 
 
-def _stack_keys(stack: names.Stack, model: Mapping[str, Any]) -> list[str]:
+def stack_keys(stack: names.Stack, model: Mapping[str, Any]) -> list[str]:
     """The entries of a stack in the order of the experts."""
     parts = [names.parse_expert_key(key) for key in model]
     experts = [part.expert for part in parts if part and part.layer == stack.layer]
@@ -89,7 +95,7 @@ def _stack_keys(stack: names.Stack, model: Mapping[str, Any]) -> list[str]:
 
 def _unstack(stack: names.Stack, model: Mapping[str, Any], value: Any, what: str) -> dict[str, Any]:
     """An entry for each expert: its row, or the one number that all of a stack have."""
-    keys = _stack_keys(stack, model)
+    keys = stack_keys(stack, model)
     if not torch.is_tensor(value) or value.dim() == 0:
         return dict.fromkeys(keys, value)
     if value.shape != (len(keys), *model[keys[0]].shape):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config, names, optimizer
+from zcode_plugin.checkpoint import config, names, optimizer, shards
 from zcode_plugin.checkpoint.gather import WEIGHTS_IN_EXTRA_STATE, Gathered, gather
 from zcode_plugin.checkpoint.tensors import count_elements, with_own_storage
 from zcode_plugin.errors import UserError
@@ -22,10 +22,12 @@ class Layout:
     Attributes:
         world: ranks.
         parallel: P, ranks over which the experts are spread (`--expert-parallel-size`).
+        sharded: whether each file holds a part of the optimizer's state (`--zero-sharding os`).
     """
 
     world: int
     parallel: int
+    sharded: bool = False
 
     @property
     def files(self) -> int:
@@ -74,7 +76,9 @@ class Resharding:
             yield _rank_state(self, rank)
 
 
-def plan(files: list[Path], ranks: int, parallel: int | None = None) -> Resharding:
+def plan(
+    files: list[Path], ranks: int, parallel: int | None = None, zero: str | None = None
+) -> Resharding:
     """Read a checkpoint that is to be divided over `ranks`.
 
     Args:
@@ -82,6 +86,8 @@ def plan(files: list[Path], ranks: int, parallel: int | None = None) -> Reshardi
         ranks: the new world size.
         parallel: the new `--expert-parallel-size`; None leaves groups of ranks as they are where
             the run had several and their size fits, and else spreads the experts over all ranks.
+        zero: the new `--zero-sharding`, `os` or `none`; None leaves it as it was. One file for all
+            ranks holds all of the optimizer's state with either.
 
     Raises:
         UserError: the sizes do not divide each other or the experts, or the run's layout cannot be
@@ -89,7 +95,7 @@ def plan(files: list[Path], ranks: int, parallel: int | None = None) -> Reshardi
     """
     gathered = gather(files, with_optimizer=True)
     state = gathered.state
-    before = Layout(config.world_size(state), config.expert_parallel_size(state))
+    before = Layout(config.world_size(state), config.expert_parallel_size(state), gathered.sharded)
     _check_supported(state, files[0])
     if parallel is None:
         parallel = _default_parallel(gathered, before, ranks)
@@ -98,9 +104,11 @@ def plan(files: list[Path], ranks: int, parallel: int | None = None) -> Reshardi
             f"--expert-parallel-size {parallel} does not divide --ranks {ranks}: choose a divisor "
             f"of {ranks}"
         )
-    after = Layout(ranks, parallel)
+    sharded = config.is_zero_sharded(state) if zero is None else zero == "os"
+    after = Layout(ranks, parallel, sharded and parallel > 1 and bool(gathered.moments))
     for count in gathered.experts.values():
         _topology(after, 0).local_experts(count)  # refuses what does not divide
+    config.set_zero_sharding(state, "os" if sharded else "none")
     position = _position(state)
     return Resharding(gathered, before, after, position, _moved(position, before, after, state))
 
@@ -117,7 +125,6 @@ def _check_supported(state: Mapping[str, Any], path: Path) -> None:
     config.check_not_quantised(state, path, "to train on")
     distributed = config.section(state, "distributed_training")
     refused = {
-        "--zero-sharding os": config.get(distributed, "zero_sharding", "none") != "none",
         "--ddp-backend fully_sharded": config.get(distributed, "ddp_backend") == "fully_sharded",
         "--model-parallel-size": config.get(
             config.section(state, "common"), "model_parallel_size", 1
@@ -176,10 +183,12 @@ def _rank_state(resharding: Resharding, rank: int) -> dict[str, Any]:
             "iterations_in_epoch": resharding.position_after.batches,
         }
     if gathered.state.get("last_optimizer_state"):
-        parameters = gathered.state["task_state"]["parameters"]
+        parameters, owned = gathered.state["task_state"]["parameters"], None
+        if after.sharded:
+            owned = shards.keep_owned(state, world=after.world, parallel=after.parallel, rank=rank)
         state["last_optimizer_state"] = {
-            "state": optimizer.by_number(gathered.moments, parameters, state["model"]),
-            **gathered.state["last_optimizer_state"],
+            "state": optimizer.by_number(gathered.moments, parameters, state["model"], owned),
+            **state["last_optimizer_state"],
         }
     for options in ("cfg", "args"):
         state[options] = copy.deepcopy(state.get(options))

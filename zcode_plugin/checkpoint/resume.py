@@ -15,7 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from zcode_plugin.checkpoint import config, io, names, vocabulary
+from zcode_plugin.checkpoint import config, io, names, shards, vocabulary
 from zcode_plugin.checkpoint.gather import UNSET_BUFFER, check_ranks, check_same_save
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
@@ -71,6 +71,13 @@ def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
     if not (files if parallel > 1 else whole.is_file()):
         return _check_first_start(options, whole, files, world, parallel)
     first = _check_ranks_files(whole, files, world, parallel) if parallel > 1 else whole
+    if parallel > 1 and not config.get(options, "reset_optimizer"):
+        sharded = str(config.get(options, "zero_sharding", "none")) != "none"
+        for rank, path in files.items():
+            part = io.load_options(path)
+            shards.check_start(
+                part, path, world=world, parallel=parallel, rank=rank, sharded=sharded
+            )
     state = io.load_options(first)
     config.check_not_quantised(state, first, "to train on")
     if not (state.get("last_optimizer_state") or config.get(options, "reset_optimizer")):

@@ -49,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "were several groups of ranks and it divides N, otherwise N)",
     )
     add(
+        "--zero-sharding",
+        choices=("os", "none"),
+        help="whether ranks with different experts will share the optimizer's state between them, "
+        "as training with this flag (default: as before)",
+    )
+    add(
         "--out",
         required=True,
         metavar="DIR|FILE.pt",
@@ -69,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     files = find_files(args.checkpoint)
     whole = output_name(args.out, files[0])
     with step(f"read {count(len(files), 'file')}") as current:
-        resharding = plan(files, args.ranks, args.expert_parallel_size)
+        resharding = plan(files, args.ranks, args.expert_parallel_size, args.zero_sharding)
         current.detail = str(files[0])
     layout = resharding.after
     outputs = [layout.path(whole, rank) for rank in range(layout.files)]
@@ -80,6 +86,10 @@ def run(args: argparse.Namespace) -> int:
         current.detail = str(outputs[0])
     _print_report(resharding, sum(path.stat().st_size for path in files), written)
     return 0
+
+
+def _held(layout: Layout) -> str:
+    return "part" if layout.sharded else "whole"
 
 
 def _print_report(resharding: Resharding, read: int, written: int) -> None:
@@ -97,6 +107,7 @@ def _print_report(resharding: Resharding, read: int, written: int) -> None:
         ("ranks", f"{before.world}", f"{after.world}"),
         ("expert parallel size", f"{before.parallel}", f"{after.parallel}"),
         ("files", f"{before.files}", f"{after.files}"),
+        ("optimizer's state in a file", *(_held(layout) for layout in (before, after))),
         ("experts of a layer on a rank", local(before), local(after)),
         ("epoch", f"{place.epoch}", f"{moved.epoch}"),
         ("batches of a rank in it", f"{place.batches:,}", f"{moved.batches:,}"),

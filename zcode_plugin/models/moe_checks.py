@@ -48,11 +48,42 @@ def check_parallel(args: Namespace) -> None:
             "ranks, which would wait for each other's tokens: set them to 0 when "
             "--expert-parallel-size is more than 1"
         )
-    if getattr(args, "zero_sharding", "none") != "none":
+    if is_zero_sharded(args):
+        _check_zero_sharding(args)
+
+
+def check_alone(args: Namespace) -> None:
+    """Refuse stock's options that cannot work in a training of one process.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if is_zero_sharded(args):
         raise UserError(
-            f"--zero-sharding {args.zero_sharding} spreads the optimizer's state over all ranks, "
-            "but those of different experts have none in common: leave it out, or set "
-            "--expert-parallel-size to 1"
+            f"--zero-sharding {args.zero_sharding} spreads the optimizer's state over ranks, and "
+            "this run has one: leave it out"
+        )
+
+
+def is_zero_sharded(args: Namespace) -> bool:
+    """Whether the optimizer's state is spread over ranks."""
+    return str(getattr(args, "zero_sharding", "none")) != "none"
+
+
+def _check_zero_sharding(args: Namespace) -> None:
+    flags = {
+        "--optimizer composite": getattr(args, "optimizer", None) == "composite",
+        "--fp16-adam-stats": getattr(args, "fp16_adam_stats", False),
+        "--use-bmuf": getattr(args, "use_bmuf", False),
+    }
+    for flag, is_given in flags.items():
+        if is_given:
+            raise UserError(f"--zero-sharding {args.zero_sharding} and {flag}: drop one of them")
+    apart = ("memory_efficient_fp16", "fp16_no_flatten_grads", "cpu")
+    if getattr(args, "fp16", False) and not any(getattr(args, name, False) for name in apart):
+        raise UserError(
+            f"--zero-sharding {args.zero_sharding} needs the weights apart, which --fp16 makes one "
+            "tensor: add --fp16-no-flatten-grads or --memory-efficient-fp16"
         )
 
 

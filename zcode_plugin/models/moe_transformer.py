@@ -24,7 +24,7 @@ from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
-from zcode_plugin.models.moe_checks import check, check_parallel
+from zcode_plugin.models.moe_checks import check, check_parallel, is_zero_sharded
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.context import calling, hand_in_context
@@ -186,6 +186,10 @@ class MoETransformer(TransformerModel):
             freeze(model, moe.freeze_except)
         if topology.size > 1:
             prepare_model(model)
+            if is_zero_sharded(args):
+                from zcode_plugin.parallel.zero import arrange  # fairscale is needed for it alone
+
+                arrange(topology)
         if moe.balance == "bias":
             model.balancer = LoadBalancer(_gates(model), moe.moe_bias_update_rate)
         return model

@@ -17,6 +17,7 @@ from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.vocabulary import rows_for
 from zcode_plugin.errors import UserError, exits_on_user_error
+from zcode_plugin.models.moe_checks import check_alone
 from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
@@ -64,6 +65,7 @@ class TrainingTask(FairseqTask):
             dist.barrier()
         elif not from_checkpoint:
             check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))
+            check_alone(cfg)
         if not from_checkpoint:
             _check_trainable(cfg)
         model = super().build_model(cfg, from_checkpoint)
