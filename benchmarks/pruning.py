@@ -46,7 +46,8 @@ def main() -> None:
 def prune(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
     """The checkpoint without its optimizer's state, and each choice of its experts, by name."""
     stats = folder / "stats.json"
-    run("stats", args.checkpoint, args.data, "--out", stats, "--cpu")
+    # Of translation alone: denoising asks for other experts.
+    run("stats", args.checkpoint, args.data, "--out", stats, "--objectives", "mt", "--cpu")
     files = {"all": folder / "all.pt"}
     run("prune", args.checkpoint, "--keep", "100%", "--by", "random", "--out", files["all"])
     choice = ("prune", args.checkpoint, "--keep", args.keep)
