@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ranks import train
 
-from zcode_plugin.errors import UserError
-from zcode_plugin.parallel.memory import ElementBytes, Form, RankBytes, bytes_per_rank
+from zcode_plugin.planning.forms import ELEMENTS, Form, Memory, state_memory
+from zcode_plugin.planning.shapes import ModelShape
 
 RUN = ("--max-tokens", "300", "--max-update", "1", "--disable-validation", "--no-save")
 
@@ -60,12 +60,21 @@ def measured(data: Path, folder: Path, world: int, size: int, *options: str) -> 
     return [json.loads((folder / f"measured-{rank}").read_text()) for rank in range(world)]
 
 
+def closed_form(dense: int, experts: int, form: Form) -> Memory:
+    """What `zcode plan` computes for a model of so many elements."""
+    shape = ModelShape(
+        dense=dense, sliced=0, experts=experts, largest=0, expert_layers=(4, 4), encoder_layers=2,
+        decoder_layers=2, width=64, top_k=1, capacity_factor=1.0, active=0,
+    )  # fmt: skip
+    return state_memory(shape, form, ELEMENTS["fp32"])
+
+
 @pytest.fixture(scope="module")
 def elements(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
     """Shared parameters and experts of the model."""
     [one] = measured(reversal, tmp_path_factory.mktemp("one") / "run", 1, 1)
     dense, experts = one["elements"]
-    expected = bytes_per_rank(dense, experts, world=1, parallel=1, form="E")
+    expected = closed_form(dense, experts, Form(1))
     assert [expected.parameters, expected.gradients, expected.optimizer] == one["bytes"]
     return one["elements"]
 
@@ -82,10 +91,12 @@ def elements(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> list[i
     ],
 )
 def test_bytes_are_those_of_the_closed_form(
-    elements: list[int], reversal: Path, tmp_path: Path, form: Form, world: int, size: int
+    elements: list[int], reversal: Path, tmp_path: Path, form: str, world: int, size: int
 ) -> None:
     options = ("--zero-sharding", "os") if "Z1" in form else ()
-    expected = bytes_per_rank(*elements, world=world, parallel=size, form=form)
+    of_plan = Form(world, size, zero=1 if "Z1" in form else 0)
+    assert of_plan.name == form
+    expected = closed_form(*elements, of_plan)
     found = [one["bytes"] for one in measured(reversal, tmp_path / "run", world, size, *options)]
     for parameters, gradients, optimizer in found:
         assert parameters == expected.parameters
@@ -94,17 +105,3 @@ def test_bytes_are_those_of_the_closed_form(
     assert sum(optimizer for *_, optimizer in found) == 8 * (
         sum(elements) if "Z1" in form else world * elements[0] + world // size * elements[1]
     )
-
-
-def test_forms_dtypes_and_what_is_not_divided() -> None:
-    half = ElementBytes(parameter=6, gradient=6)
-    assert bytes_per_rank(100, 80, world=4, parallel=2, form="E+D+Z1", element=half) == RankBytes(
-        parameters=840, gradients=840, optimizer=360
-    )
-    assert bytes_per_rank(
-        100, 80, world=4, parallel=2, form="E+D+Z1", largest_dense=60
-    ).optimizer == 8 * (60 + 20)
-    assert bytes_per_rank(100, 80, world=4, parallel=1, form="D").total == 16 * 180
-    for form, parallel in (("D", 2), ("E", 2), ("E+D", 3)):
-        with pytest.raises(UserError, match=f"--expert-parallel-size {parallel}"):
-            bytes_per_rank(100, 80, world=4, parallel=parallel, form=form)  # type: ignore[arg-type]

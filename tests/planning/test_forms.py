@@ -27,7 +27,7 @@ from zcode_plugin.planning.forms import (
 from zcode_plugin.planning.shapes import ModelShape, build, measure_shape
 
 SHAPE = ModelShape(
-    dense=1000, sliced=800, experts=4000, expert_layers=(8, 8), encoder_layers=4,
+    dense=1000, sliced=800, experts=4000, largest=100, expert_layers=(8, 8), encoder_layers=4,
     decoder_layers=4, width=16, top_k=1, capacity_factor=1.0, active=1500,
 )  # fmt: skip
 FP32 = ELEMENTS["fp32"]
@@ -61,6 +61,12 @@ def test_bytes_by_hand(form: Form, name: str, parameters: int, optimizer: int) -
         parameters,
         optimizer,
     )
+
+
+def test_the_state_of_a_large_parameter_is_not_cut() -> None:
+    shape = replace(SHAPE, largest=600)
+    assert state_memory(shape, Form(4, 2, zero=1), FP32).optimizer == 8 * (600 + 1000)
+    assert state_memory(shape, Form(4, 2, zero=3), FP32).optimizer == 8 * (250 + 1000)
 
 
 def test_offload_leaves_the_device_what_is_gathered() -> None:

@@ -130,6 +130,8 @@ def state_memory(shape: ModelShape, form: Form, element: ElementBytes) -> Memory
     whole, sharded = dense + experts, dense / form.data + experts / form.replicas
     held = sharded if form.zero == 3 else whole
     moments = sharded if form.zero else whole
+    if form.zero == 1:  # a parameter's state is not cut: its owner may have more than a share
+        moments += max(0, shape.largest - dense / form.data)
     memory = Memory(element.parameter * held, element.gradient * held, element.optimizer * moments)
     if form.zero != 3:
         return memory

@@ -25,6 +25,7 @@ class ModelShape:
         dense: of all but experts.
         sliced: those of `dense` that tensor slicing divides among its ranks.
         experts: of all experts.
+        largest: of the largest parameter outside of experts, which is never divided: an embedding.
         expert_layers: experts of each MoE layer, in the order of layers.
         encoder_layers, decoder_layers: layers.
         width: d_model.
@@ -35,6 +36,7 @@ class ModelShape:
     dense: int
     sliced: int
     experts: int
+    largest: int
     expert_layers: tuple[int, ...]
     encoder_layers: int
     decoder_layers: int
@@ -94,6 +96,7 @@ def measure_shape(args: Namespace, vocabulary: int) -> ModelShape:
         dense=sum(p.numel() for p in dense.values()),
         sliced=sum(p.numel() for name, p in dense.items() if is_sliced(name)),
         experts=sum(sizes),
+        largest=max(p.numel() for p in dense.values()),
         expert_layers=counts,
         encoder_layers=args.encoder_layers,
         decoder_layers=args.decoder_layers,
