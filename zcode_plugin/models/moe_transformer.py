@@ -29,6 +29,7 @@ from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.context import calling, hand_in_context
 from zcode_plugin.moe.tape import record_last_output, recording
+from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.balancing import LoadBalancer
 from zcode_plugin.parallel.gradients import prepare_model
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
@@ -169,6 +170,7 @@ class MoETransformer(TransformerModel):
         topology = expert_topology(
             moe.expert_parallel_size, [count for side in layout.values() for count in side.values()]
         )
+        fully_sharded.prepare(topology)
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
         # architectures.py); the stock decoder would insert BASE layers.
