@@ -1,4 +1,4 @@
-"""fairscale's fully sharded data parallelism (--ddp-backend fully_sharded) where there is no GPU."""
+"""fairscale's fully sharded data parallelism (--ddp-backend fully_sharded) without a GPU."""
 
 from __future__ import annotations
 
@@ -44,6 +44,10 @@ def _without_streams() -> ModuleType:
     return StandIn(torch, cuda=cuda)
 
 
+def _itself(tensor: Any, device: Any = None) -> Any:
+    return tensor
+
+
 def _keep_on_cpu(sharded: Any) -> None:
     """Let fairscale's module, `sharded`, live with what torch does not do on a CPU."""
     import torch
@@ -57,8 +61,8 @@ def _keep_on_cpu(sharded: Any) -> None:
     buckets.enable_nccl_base_collectives = False  # type: ignore[attr-defined]
     # Methods of tensors, so for the whole process: memory in use by a stream, or to be copied to a
     # GPU (--cpu-offload). Without a GPU they do nothing but raise.
-    torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[method-assign, assignment]
-    torch.Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, assignment]
+    torch.Tensor.record_stream = lambda self, stream: None  # type: ignore[assignment]
+    torch.Tensor.pin_memory = _itself  # type: ignore[assignment]
 
 
 def _gather_apart(sharded: Any) -> None:

@@ -43,10 +43,16 @@ def find_files(path: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
+    if names.shard_of(path) is not None:
+        raise UserError(
+            f"{path} is a shard of all weights: join the shards with zcode merge {path}"
+        )
     if names.rank_of(path) is None and path.is_file():
         return [path]
     files = names.find_rank_files(path)
     if not files:
+        for shard in names.find_shards(path).values():
+            raise UserError(f"there is no {path}, but shards: join them with zcode merge {shard}")
         other = names.with_rank(names.without_rank(path), 0)
         raise UserError(f"there is no {path}, nor {other}: name a checkpoint")
     return list(files.values())
@@ -71,7 +77,7 @@ def gather(files: list[Path], *, with_optimizer: bool) -> Gathered:
             raise UserError(f"{path} is of another run than {first}: their optimizers differ")
         for union, piece in zip([*weights(whole), *moments.values()], pieces, strict=True):
             _absorb(union, first, piece, path)
-    return Gathered(whole, moments, _count_experts(whole["model"], first))
+    return Gathered(whole, moments, count_experts(whole["model"], first))
 
 
 def gather_whole(path: Path) -> tuple[list[Path], Gathered]:
@@ -168,7 +174,7 @@ def _absorb(
             whole[key] = value
 
 
-def _count_experts(model: Mapping[str, Any], first: Path) -> dict[str, int]:
+def count_experts(model: Mapping[str, Any], first: Path) -> dict[str, int]:
     """Experts of each MoE layer."""
     layers: dict[str, dict[int, set[str]]] = {}
     for key in model:

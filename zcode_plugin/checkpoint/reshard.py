@@ -118,7 +118,6 @@ def _check_supported(state: Mapping[str, Any], path: Path) -> None:
     distributed = config.section(state, "distributed_training")
     refused = {
         "--zero-sharding os": config.get(distributed, "zero_sharding", "none") != "none",
-        "--ddp-backend fully_sharded": config.get(distributed, "ddp_backend") == "fully_sharded",
         "--model-parallel-size": config.get(
             config.section(state, "common"), "model_parallel_size", 1
         )

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from fairscale.internal.parallel import ProcessGroupName, get_process_group_cached
 from fairscale.nn.data_parallel import FullyShardedDataParallel as FairscaleFSDP
+from fairscale.nn.data_parallel.fully_sharded_data_parallel import TrainingState
 from fairscale.nn.wrap.auto_wrap import ConfigAutoWrap
 from fairseq.distributed import FullyShardedDataParallel, fsdp_wrap
 from torch import Tensor, nn
@@ -74,6 +75,21 @@ class ShardedModel(FullyShardedDataParallel):
             for wrapper in _wrappers(self):
                 wrapper._reset_lazy_init()
 
+    def _wait_for_post_backward(self) -> None:
+        """fairscale's, at the end of a backward pass; wrappers that took no part are no error.
+
+        An update without `mt` and `dae`, for one, has no decoder, and gating dropout may leave
+        experts out; on all ranks alike.
+        """
+        idle = [one for one in _wrappers(self) if one.training_state == TrainingState.IDLE]
+        untouched = [p for one in idle for p in one.params if p.grad is None]
+        for wrapper in idle:
+            wrapper._lazy_init()
+            wrapper.training_state = TrainingState.BACKWARD_POST
+        super()._wait_for_post_backward()
+        for parameter in untouched:  # with --cpu-offload it would get that of an earlier pass
+            parameter.grad = None
+
     def gather_full_optim_state_dict(self, optim: Any, **ignored: Any) -> dict[str, Any] | None:
         """State of the optimizer as without shards; None on ranks that do not save it.
 
@@ -87,12 +103,17 @@ class ShardedModel(FullyShardedDataParallel):
         return shard_state(self, full_optim_state_dict)
 
 
+def is_wanted() -> bool:
+    """Whether stock's train is building a model for `--ddp-backend fully_sharded`."""
+    return bool(ConfigAutoWrap.in_autowrap_context)
+
+
 def prepare(topology: ExpertTopology) -> None:
     """Have stock's train wrap the model that is being built in `ShardedModel`.
 
     Every rank must call it. Does nothing without `--ddp-backend fully_sharded`.
     """
-    if not ConfigAutoWrap.in_autowrap_context:
+    if not is_wanted():
         return
     ConfigAutoWrap.wrapper_cls = ShardedModel
     ConfigAutoWrap.kwargs["every_rank_saves"] = topology.size > 1
@@ -117,7 +138,7 @@ def wrap_experts(layer: Any, topology: ExpertTopology) -> None:
     Nothing happens without `--ddp-backend fully_sharded`, or where all ranks hold all experts:
     those are divided with all else.
     """
-    if topology.size == 1 or not ConfigAutoWrap.in_autowrap_context:
+    if topology.size == 1 or not is_wanted():
         return
     group = topology.data_group or _Alone()
     layer.experts = fsdp_wrap(
