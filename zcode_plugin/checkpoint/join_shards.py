@@ -61,7 +61,10 @@ def join_shards(files: Mapping[int, Path]) -> dict[str, Any]:
     states = [io.load_mapped(path) for path in files.values()]
     whole = {key: value for key, value in states[0].items() if key != "fsdp_metadata"}
     whole.pop("last_optimizer_state", None)
-    whole["model"] = dict(_entries(states, config.expert_parallel_size(whole)))
+    whole["model"] = model = dict(_entries(states, config.expert_parallel_size(whole)))
+    for key, twin in names.ONE_EMBEDDING.items():
+        if key not in model and twin in model:
+            model[key] = model[twin]
     config.set_layout(whole, len(states), parallel=1, rank=0)
     config.put(config.section(whole, "distributed_training"), "use_sharded_state", False)
     return whole

@@ -12,8 +12,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 _RANK_FILE = re.compile(r"(?P<stem>.+)-rank-(?P<rank>\d+)\.pt")
+# A module that encoder and decoder share is listed once among a model's parameters, and stands
+# twice in its state dict.
+ONE_EMBEDDING = MappingProxyType({"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"})
 # Of a run with --use-sharded-state.
 _SHARD = re.compile(r"(?P<stem>.+?)(?:-rank-\d+)?-shard(?P<shard>\d+)\.pt")
 _EXPERT_KEY = re.compile(

@@ -206,7 +206,10 @@ def _wrappers(model: nn.Module) -> Iterator[FairscaleFSDP]:
 
 
 def state_bytes(shared: int, experts: int, world: int, size: int) -> dict[str, int]:
-    """Bytes that a rank holds between updates, in float32 with adam; padding is left out.
+    """Bytes that a rank holds between updates, in float32 with adam.
+
+    Without padding, and without the buckets that gradients are parts of: each may be
+    `--bucket-cap-mb` / ranks larger than what is in it.
 
     Args:
         shared: elements of all weights but the experts'.
