@@ -217,6 +217,7 @@ def test_resuming_in_other_layouts(reversal: Path, tmp_path: Path, world: int, s
 def test_a_run_in_shards_moves_to_one_process(adam: Path, reversal: Path, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     run_layout(reversal, two, 2, 2, *SHARDED, updates=3)
+    one.mkdir()
     run(
         "zcode", "reshard", two / "save" / "checkpoint_last-rank-0.pt", "--ranks", "1",
         "--out", one / "save",

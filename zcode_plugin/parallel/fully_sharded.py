@@ -166,8 +166,10 @@ def attach(optimizer: Any, topology: ExpertTopology) -> None:
         stock_reduce(module)
         for parameter in expert_parameters(module.parameters()):
             if parameter.grad is not None:
+                # With --fp16 fairscale leaves those of a group of one rank in half precision.
+                grad = parameter.grad.to(parameter.dtype)
                 # 1 / ranks of the group x 1 / expert parallel size = 1 / world size
-                parameter.grad /= topology.size
+                parameter.grad = grad.div_(topology.size)
 
     def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
         parameters = optimizer_parameters(optimizer)
