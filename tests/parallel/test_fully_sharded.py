@@ -151,6 +151,7 @@ def test_options_that_change_what_is_wrapped(
     "options",
     [
         ("--multitask", "mlm:1,mt:0@0,1@2"),  # the decoder starts late
+        pytest.param(("--multitask", "mt:1,dae:0.5,mlm:0.5,electra:0.2"), marks=SLOW),
         pytest.param(
             ("--moe-gating-dropout", "0.9", "--moe-gating-dropout-policy", "skip"), marks=SLOW
         ),
