@@ -11,7 +11,7 @@ from typing import Any
 
 from zcode_mends.mend import Mend
 
-_OF_A_RANK = re.compile(r"(?!crash-).+-rank-\d+\.pt")
+_OF_A_RANK = re.compile(r"(?!crash-).+-(?:rank-\d+|shard\d+)\.pt")
 
 
 def _always(_: ModuleType) -> bool:

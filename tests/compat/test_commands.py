@@ -158,6 +158,48 @@ def test_fp16_on_cpu(train: Run, tmp_path: Path) -> None:
     assert second < first
 
 
+def test_fully_sharded_on_cpu(train: Run, tmp_path: Path) -> None:
+    """Two ranks, saved and resumed: the losses of --ddp-backend legacy_ddp."""
+
+    def run(folder: str, backend: str, updates: int, **environment: str) -> tuple[int, str]:
+        done = train(
+            tmp_path / folder, "--distributed-backend=gloo", f"--ddp-backend={backend}",
+            f"--max-update={updates}", "--dropout=0", "--max-tokens=32", "--disable-validation",
+            launcher=("torchrun", "--nproc-per-node=2", "--rdzv-backend=c10d",
+                      "--rdzv-endpoint=localhost:0"),
+            **environment,
+        )  # fmt: skip
+        return done.returncode, done.stdout + done.stderr
+
+    code, log = run("disabled", "fully_sharded", 1, ZCODE_COMPAT_DISABLE="fully-sharded-on-cpu")
+    assert code == 1
+    assert re.search("cuda|nvidia", log, re.IGNORECASE)
+    found = [run("sharded", "fully_sharded", updates) for updates in (2, 4)]
+    expected = run("whole", "legacy_ddp", 4)
+    assert [code for code, _ in (*found, expected)] == [0, 0, 0], found[-1][1]
+    assert len(_losses(expected[1])) == 4
+    assert _losses(found[0][1]) + _losses(found[1][1]) == _losses(expected[1])
+
+
+@pytest.mark.parametrize(
+    "call", ["tensor.record_stream(None)", "tensor.pin_memory()", "sharded(torch.zeros(2, 2))"]
+)
+def test_what_torch_and_fairscale_cannot_do_without_a_gpu(stock: Run, call: str) -> None:
+    """When one of these works, a line of the mend `fully-sharded-on-cpu` can go."""
+    script = f"""
+import torch
+from fairseq.distributed.fully_sharded_data_parallel import FSDP
+store = torch.distributed.HashStore()
+torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+tensor, sharded = torch.zeros(1), FSDP(torch.nn.Linear(2, 2))
+{call}
+"""
+    done = stock("python", "-c", script, ZCODE_COMPAT_DISABLE="fully-sharded-on-cpu")
+    assert done.returncode == 1
+    enabled = stock("python", "-c", script)
+    assert enabled.returncode == 0, enabled.stderr
+
+
 @pytest.mark.parametrize(
     ("mend", "message"),
     [

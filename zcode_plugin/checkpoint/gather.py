@@ -46,10 +46,16 @@ def find_files(path: Path) -> list[Path]:
     Raises:
         UserError: there are none.
     """
+    if names.shard_of(path) is not None:
+        raise UserError(
+            f"{path} is a shard of all weights: join the shards with zcode merge {path}"
+        )
     if names.rank_of(path) is None and path.is_file():
         return [path]
     files = names.find_rank_files(path)
     if not files:
+        for shard in names.find_shards(path).values():
+            raise UserError(f"there is no {path}, but shards: join them with zcode merge {shard}")
         other = names.with_rank(names.without_rank(path), 0)
         raise UserError(f"there is no {path}, nor {other}: name a checkpoint")
     return list(files.values())
@@ -80,7 +86,7 @@ def gather(files: list[Path], *, with_optimizer: bool) -> Gathered:
             _absorb_moments(moments, first, part_moments, path)
         else:
             union.add(part, part_moments, path)
-    experts = _count_experts(whole["model"], first)
+    experts = count_experts(whole["model"], first)
     if union is None:
         return Gathered(whole, moments, experts)
     union.check_whole(whole, first)
@@ -189,7 +195,7 @@ def _absorb_moments(whole: Moments, first: Path, part: Moments, path: Path) -> N
         _absorb(union, first, piece, path)
 
 
-def _count_experts(model: Mapping[str, Any], first: Path) -> dict[str, int]:
+def count_experts(model: Mapping[str, Any], first: Path) -> dict[str, int]:
     """Experts of each MoE layer."""
     layers: dict[str, dict[int, set[str]]] = {}
     for key in model:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config
-from zcode_plugin.checkpoint.gather import gather_whole
+from zcode_plugin.checkpoint import config, names
+from zcode_plugin.checkpoint.gather import count_experts, gather_whole
+from zcode_plugin.checkpoint.join_shards import join_shards
 from zcode_plugin.checkpoint.tensors import count_elements
 
 
@@ -30,24 +31,29 @@ class MergeReport:
 
 
 def merge(files: Mapping[int, Path]) -> tuple[dict[str, Any], MergeReport]:
-    """Merge rank files.
+    """Merge rank files, or the shards of `--use-sharded-state`.
 
     The optimizer's state is left out: one process translates without it. `reshard` keeps it.
 
     Args:
-        files: paths by rank, as `names.find_rank_files` gives them.
+        files: paths by rank, as `names.find_rank_files` or `find_shards` gives them.
 
     Returns:
         A checkpoint that loads in one process, and what it was made of.
 
     Raises:
-        UserError: as `gather`.
+        UserError: as `gather` and `join_shards`.
     """
-    _, gathered = gather_whole(next(iter(files.values())))
-    merged = gathered.state
+    first = next(iter(files.values()))
+    if names.shard_of(first) is not None:
+        merged = join_shards(files)
+        experts = count_experts(merged["model"], first)
+    else:
+        _, gathered = gather_whole(first)
+        merged, experts = gathered.state, gathered.experts
     return merged, MergeReport(
         ranks=len(files),
         updates=config.num_updates(merged),
-        experts=gathered.experts,
+        experts=experts,
         parameters=count_elements(merged["model"].values()),
     )

@@ -12,8 +12,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 _RANK_FILE = re.compile(r"(?P<stem>.+)-rank-(?P<rank>\d+)\.pt")
+# A module that encoder and decoder share is listed once among a model's parameters, and stands
+# twice in its state dict.
+ONE_EMBEDDING = MappingProxyType({"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"})
+# Of a run with --use-sharded-state.
+_SHARD = re.compile(r"(?P<stem>.+?)(?:-rank-\d+)?-shard(?P<shard>\d+)\.pt")
 _EXPERT_KEY = re.compile(
     r"(?P<layer>.*\bmoe_layer)\.experts\.(?P<expert>\d+)\.(?P<parameter>.+)",
 )
@@ -102,6 +108,31 @@ def rank_of(path: Path) -> int | None:
     """The rank in a file's name, None where there is none."""
     match = _RANK_FILE.fullmatch(path.name)
     return int(match["rank"]) if match else None
+
+
+def shard_of(path: Path) -> int | None:
+    """The shard in a file's name (`NAME-shard1.pt`, `NAME-rank-1-shard1.pt`), or None."""
+    match = _SHARD.fullmatch(path.name)
+    return int(match["shard"]) if match else None
+
+
+def without_shard(path: Path) -> Path:
+    """`DIR/checkpoint_last-shard1.pt` -> `DIR/checkpoint_last.pt`; other names stay."""
+    match = _SHARD.fullmatch(path.name)
+    return path.with_name(f"{match['stem']}.pt") if match else path
+
+
+def find_shards(path: Path) -> dict[int, Path]:
+    """The shards beside `path`, which may be one of them or the name without one, by number."""
+    whole = without_shard(path)
+    if not whole.parent.is_dir():
+        return {}
+    found = {}
+    for other in whole.parent.iterdir():
+        shard = shard_of(other)
+        if shard is not None and without_shard(other) == whole:
+            found[shard] = other
+    return dict(sorted(found.items()))
 
 
 def without_rank(path: Path) -> Path:

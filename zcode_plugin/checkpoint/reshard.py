@@ -123,9 +123,7 @@ def _default_parallel(gathered: Gathered, before: Layout, ranks: int) -> int:
 def _check_supported(state: Mapping[str, Any], path: Path) -> None:
     """Refuse quantised experts, and layouts in which more than experts is spread over ranks."""
     config.check_not_quantised(state, path, "to train on")
-    distributed = config.section(state, "distributed_training")
     refused = {
-        "--ddp-backend fully_sharded": config.get(distributed, "ddp_backend") == "fully_sharded",
         "--model-parallel-size": config.get(
             config.section(state, "common"), "model_parallel_size", 1
         )

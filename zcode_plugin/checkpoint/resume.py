@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from zcode_plugin.checkpoint import config, io, names, shards, vocabulary
 from zcode_plugin.checkpoint.gather import UNSET_BUFFER, check_ranks, check_same_save
+from zcode_plugin.checkpoint.join_shards import check_shards
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
 
@@ -64,6 +65,12 @@ def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
     restore = config.get(options, "restore_file", _LAST)
     whole = Path(config.get(options, "save_dir")) / _LAST if restore == _LAST else Path(restore)
     parallel = config.get(options, "expert_parallel_size", 1) if world > 1 else 1
+    if config.get(options, "use_sharded_state"):
+        _check_name(whole, restore)
+        first_shard = _check_shards(options, whole, world, parallel)
+        if first_shard is not None:
+            _check_contents(options, first_shard, symbols)
+        return None
     if parallel > 1:
         _check_name(whole, restore)
         finish_save(whole, world)
@@ -78,6 +85,11 @@ def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
             shards.check_start(
                 part, path, world=world, parallel=parallel, rank=rank, sharded=sharded
             )
+    _check_contents(options, first, symbols)
+    return None
+
+
+def _check_contents(options: Any, first: Path, symbols: Sequence[str]) -> None:
     state = io.load_options(first)
     config.check_not_quantised(state, first, "to train on")
     if not (state.get("last_optimizer_state") or config.get(options, "reset_optimizer")):
@@ -86,6 +98,27 @@ def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
             "--no-save-optimizer-state: add --reset-optimizer to begin with a new one"
         )
     vocabulary.check_same(state, symbols, str(first), "start from it with --finetune-from-model")
+
+
+def _check_shards(options: Any, whole: Path, world: int, parallel: int) -> Path | None:
+    """With `--use-sharded-state`: the first shard of a whole set; None at a first start."""
+    shards = names.find_shards(whole)
+    if shards:
+        check_shards(shards, world)
+        saved = config.expert_parallel_size(io.load_options(shards[0]))
+        if saved != parallel:
+            raise UserError(
+                f"{shards[0]} is of a run with --expert-parallel-size {saved}, and this one has "
+                f"{parallel}: go on with {saved}, or from the weights alone: zcode merge "
+                f"{shards[0]} and --finetune-from-model"
+            )
+        return shards[0]
+    files = [whole] if whole.is_file() else list(names.find_rank_files(whole).values())
+    if files or whole.name != _LAST or config.get(options, "finetune_from_model"):
+        what = files[0] if files else config.get(options, "finetune_from_model") or whole
+        raise UserError(
+            f"{what} is no shard, and --use-sharded-state starts from shards alone: leave it out"
+        )
     return None
 
 
@@ -111,6 +144,11 @@ def _check_first_start(
     Returns:
         The file to finetune.
     """
+    for shard in names.find_shards(whole).values():
+        raise UserError(
+            f"{shard} and the like are of a run with --use-sharded-state: add that, or move them "
+            f"away and start from their weights alone, zcode merge {shard}"
+        )
     pretrained = config.get(options, "finetune_from_model")
     if pretrained is not None and whole.name == _LAST:
         if not Path(pretrained).is_file():

@@ -10,7 +10,8 @@ from zcode_plugin.cli.console import count, step
 from zcode_plugin.cli.outputs import check_output
 from zcode_plugin.errors import UserError
 
-DESCRIPTION = """Merge the checkpoint files of all ranks (CKPT-rank-0.pt, CKPT-rank-1.pt, ...) into
+DESCRIPTION = """Merge the checkpoint files of all ranks (CKPT-rank-0.pt, CKPT-rank-1.pt, ...), or
+the shards of a run with --use-sharded-state (CKPT-shard0.pt, CKPT-rank-0-shard0.pt, ...), into
 one, which stock fairseq-generate loads in one process."""
 EPILOG = """The optimizer's state is left out (zcode reshard keeps it): to train on, give the merged
 file to fairseq-train --finetune-from-model.
@@ -33,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Merge, or say that there is nothing to merge."""
     files = names.find_rank_files(args.checkpoint)
+    if not files and not (names.shard_of(args.checkpoint) is None and args.checkpoint.is_file()):
+        files = names.find_shards(args.checkpoint)
     if not files:
         return _nothing_to_merge(args.checkpoint)
-    output = args.out or names.without_rank(args.checkpoint)
+    output = args.out or names.without_rank(names.without_shard(args.checkpoint))
     check_output(output, list(files.values()), force=args.force)
     _merge(files, output)
     return 0

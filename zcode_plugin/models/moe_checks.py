@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from argparse import Namespace
 
+import torch
+
 from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import ExpertLayout
@@ -85,6 +87,68 @@ def _check_zero_sharding(args: Namespace) -> None:
             f"--zero-sharding {args.zero_sharding} needs the weights apart, which --fp16 makes one "
             "tensor: add --fp16-no-flatten-grads or --memory-efficient-fp16"
         )
+
+
+def check_fully_sharded(args: Namespace, moe: MoEConfig) -> None:
+    """Refuse what cannot work with `--ddp-backend fully_sharded`.
+
+    Args:
+        args: all options of the run.
+        moe: those of the model.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    drops_gradients = (
+        _given(args, "cpu_offload")
+        and torch.cuda.is_available()
+        and not _given(args, "cpu")
+        and max(getattr(args, "update_freq", None) or [1]) > 1
+    )
+    refused = {
+        "--bf16 and --memory-efficient-bf16": (
+            _given(args, "bf16") or _given(args, "memory_efficient_bf16"),
+            "stock's trainer knows it in no half precision but fp16: give --fp16",
+        ),
+        "--memory-efficient-fp16": (
+            _given(args, "memory_efficient_fp16"),
+            "fairscale takes no weights in float32 then, which is what they are made in: give "
+            "--fp16 alone",
+        ),
+        "--not-fsdp-flatten-parameters": (
+            _given(args, "not_fsdp_flatten_parameters"),
+            "no state of the optimizer could be saved: leave it out",
+        ),
+        "--store-ema": (
+            _given(args, "store_ema"),
+            "a copy would need shards of its own: leave it out",
+        ),
+        "--eval-bleu": (
+            _given(args, "eval_bleu"),
+            "ranks translate in different numbers of steps, and each step needs the shards of all: "
+            "leave it out, and use zcode evaluate",
+        ),
+        "--check-replicas": (
+            _given(args, "check_replicas"),
+            "no rank holds what another one does: leave it out",
+        ),
+        "--freeze-except": (
+            moe.freeze_except is not None,
+            "a shard is trained as a whole or not at all: leave it out, or take another backend",
+        ),
+        "--cpu-offload and --update-freq": (
+            drops_gradients,
+            "on a GPU fairscale keeps the gradients of the last batch of an update alone: leave "
+            "one out",
+        ),
+    }
+    for flags, (is_given, reason) in refused.items():
+        if is_given:
+            raise UserError(f"{flags} cannot go with --ddp-backend fully_sharded: {reason}")
+
+
+def _given(args: Namespace, name: str) -> bool:
+    return bool(getattr(args, name, False))
 
 
 def _check_ranges(moe: MoEConfig) -> None:

@@ -24,11 +24,17 @@ from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
-from zcode_plugin.models.moe_checks import check, check_parallel, is_zero_sharded
+from zcode_plugin.models.moe_checks import (
+    check,
+    check_fully_sharded,
+    check_parallel,
+    is_zero_sharded,
+)
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.context import calling, hand_in_context
 from zcode_plugin.moe.tape import record_last_output, recording
+from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.balancing import LoadBalancer
 from zcode_plugin.parallel.gradients import prepare_model
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
@@ -166,9 +172,12 @@ class MoETransformer(TransformerModel):
         if moe.expert_parallel_size > 1:
             # Before groups are made: a rank that ends would leave others waiting there.
             check_parallel(args)
+        if fully_sharded.is_wanted():
+            check_fully_sharded(args, moe)
         topology = expert_topology(
             moe.expert_parallel_size, [count for side in layout.values() for count in side.values()]
         )
+        fully_sharded.prepare(topology)
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
         # architectures.py); the stock decoder would insert BASE layers.

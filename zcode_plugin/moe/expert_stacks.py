@@ -36,10 +36,15 @@ class ExpertStacks(nn.Module):
         """Name of an expert's entry, `fc1.weight`, and the tensor [L, ...] of all experts'."""
         raise NotImplementedError
 
+    def _own_stacks(self) -> list[tuple[str, Tensor]]:
+        """Without those that are mere views of a flat parameter: who owns it saves and loads it."""
+        own = {id(tensor) for tensor in (*self.parameters(), *self.buffers())}
+        return [(name, stack) for name, stack in self.stacks() if id(stack) in own]
+
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
-        for name, stack in self.stacks():
+        for name, stack in self._own_stacks():
             for local in range(self.num_local):
                 row = stack[local] if keep_vars else stack.detach()[local]
                 destination[f"{prefix}{self.first + local}.{name}"] = row
@@ -54,7 +59,7 @@ class ExpertStacks(nn.Module):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        for name, stack in self.stacks():
+        for name, stack in self._own_stacks():
             for local in range(self.num_local):
                 key = f"{prefix}{self.first + local}.{name}"
                 if key not in state_dict:

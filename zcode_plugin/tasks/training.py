@@ -21,11 +21,13 @@ from zcode_plugin.models.moe_checks import check_alone
 from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
+from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.balancing import follow_optimizer
 from zcode_plugin.parallel.faults import failing_together, report_failures, set_timeout
 from zcode_plugin.parallel.gradients import attach
 from zcode_plugin.parallel.objectives import normalizers, target_counts
 from zcode_plugin.parallel.replicas import check_replicas
+from zcode_plugin.parallel.shards import parameter_names
 from zcode_plugin.parallel.topology import ExpertTopology, check_sizes
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
@@ -121,13 +123,18 @@ class TrainingTask(FairseqTask):
         """Stock's step; every rank weighs its objectives by the token counts of all ranks."""
         self._gathered = None  # the weights are about to change
         topology = _topology(model)
-        attach(optimizer, topology)
+        if fully_sharded.is_sharded(model):
+            fully_sharded.attach(optimizer, topology)
+            self.trained_parameters = parameter_names(model)
+        else:
+            attach(optimizer, topology)
         ignore_grad = ignore_grad or not any(target_counts(sample).values())
         balancer = getattr(model, "balancer", None)
         if balancer is not None:
             follow_optimizer(balancer, optimizer)
             balancer.counting = not ignore_grad
-        with failing_together(f"update {update_num + 1}", topology.size > 1):
+        is_shared = topology.size > 1 or fully_sharded.is_sharded(model)
+        with failing_together(f"update {update_num + 1}", is_shared):
             criterion.update = update_num
             criterion.normalizers = normalizers(
                 sample,
