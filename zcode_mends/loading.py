@@ -15,6 +15,7 @@ from zcode_mends.config_defaults import CONFIG_DEFAULTS
 from zcode_mends.devices import BF16_WITHOUT_TPU, DDP_ON_CPU, FP16_ON_CPU
 from zcode_mends.encoder_fastpath import ENCODER_FASTPATH
 from zcode_mends.hydra_errors import HYDRA_ERRORS
+from zcode_mends.megatron import MEGATRON, MEGATRON_HEADS
 from zcode_mends.mend import Mend
 from zcode_mends.numpy_names import NUMPY_NAMES
 from zcode_mends.refusal import CHECKPOINT_REFUSAL
@@ -32,6 +33,8 @@ MENDS: tuple[Mend, ...] = (
     BF16_WITHOUT_TPU,
     FP16_ON_CPU,
     DDP_ON_CPU,
+    MEGATRON,
+    MEGATRON_HEADS,
     HYDRA_ERRORS,
 )
 
