@@ -42,7 +42,8 @@ def test_stock_fails_without(
             "import torch.distributed as d, fairseq.model_parallel.megatron.mpu as m;"
             "from fairseq.model_parallel.modules import *;"
             "from fairseq.model_parallel.modules import ModelParallelMultiheadAttention as A;"
-            f"d.init_process_group('gloo', init_method='file://{tmp_path}/s', rank=0, world_size=1);"
+            f"store = d.FileStore('{tmp_path}/s', 1);"
+            "d.init_process_group('gloo', store=store, rank=0, world_size=1);"
             "m.initialize_model_parallel(1); print(A(8, 2).num_heads)"
         )
         assert stock("python", "-c", script).stdout.endswith("2\n")
