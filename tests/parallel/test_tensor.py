@@ -24,7 +24,11 @@ RUN = (
     # See test_layouts.py.
     "--adam-eps", "1e-4",
 )  # fmt: skip
-COMPARABLE = (*EXACT, "--moe-gate-loss-wt", "0")
+# ReLU's gradient jumps at 0, and some hidden value lies there but for rounding: plain data parallel
+# ranks then differ by 2e-5, too.
+COMPARABLE = (
+    *EXACT, "--moe-gate-loss-wt", "0", "--label-smoothing", "0.1", "--activation-fn", "gelu",
+)  # fmt: skip
 RANDOM = (
     "--dropout", "0.1", "--attention-dropout", "0.1", "--activation-dropout", "0.1",
     "--moe-jitter-eps", "0.01", "--moe-capacity-factor", "0.8", "--moe-top-k", "2",
@@ -150,13 +154,13 @@ def test_updates_equal_those_of_one_process(
     "options",
     [
         SGD,
-        (*SGD, "--moe-residual", "--moe-top-k", "2", "--label-smoothing", "0.1"),
+        (*SGD, "--moe-residual", "--moe-top-k", "2", "--clip-norm", "0"),
         ("--arch", "moe_transformer_stock", "--encoder-attention-heads", "4",
          "--decoder-attention-heads", "4", "--decoder-embed-dim", "64",
          "--decoder-ffn-embed-dim", "128"),
-        ("--activation-fn", "gelu", "--checkpoint-activations", "--encoder-learned-pos"),
+        ("--activation-fn", "tanh", "--checkpoint-activations", "--encoder-learned-pos"),
     ],
-    ids=["sgd", "residual", "embeddings-apart", "gelu-checkpointed"],
+    ids=["sgd", "residual", "embeddings-apart", "checkpointed"],
 )  # fmt: skip
 def test_other_options(
     reversal: Path, tmp_path: Path, layout: Layout, options: tuple[str, ...]

@@ -81,8 +81,9 @@ def take_slices(
         if dim is None or key not in own or value.shape == own[key].shape:
             continue
         # Rows are rounded up to a multiple of T: the last rank has fewer.
-        length = -(-value.size(dim) // slicing.size)
-        start = slicing.rank * length
-        part = value.narrow(dim, start, max(0, min(length, value.size(dim) - start)))
+        whole = value.size(dim)
+        length = -(-whole // slicing.size)
+        start = min(slicing.rank * length, whole)
+        part = value.narrow(dim, start, min(length, whole - start))
         if part.shape == own[key].shape:
             weights[key] = part

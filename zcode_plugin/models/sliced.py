@@ -8,7 +8,8 @@ added after a sum over ranks, and the heads of objectives are replicated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 
 from zcode_plugin.moe import Experts, MOELayer
 from zcode_plugin.parallel.sliced_experts import SlicedExchange, SlicedExperts
+from zcode_plugin.parallel.sliced_loss import sliced_label_smoothed_nll_loss
 from zcode_plugin.parallel.tensor import TensorSlicing, mark_sliced, own_draws
 
 
@@ -152,6 +154,9 @@ class SlicedEmbedding(_SymbolRows, VocabParallelEmbedding):
 class SlicedProjection(_SymbolRows, ColumnParallelLinear):
     """This tensor rank's scores, gathered to those of all symbols, [..., V].
 
+    A criterion that can do with its own symbols' alone, [..., up to V/T], says so: see `keeping`
+    and `loss`.
+
     Args:
         whole: the projection.
         tied: the sliced weight of the embedding, where the projection has the same.
@@ -170,7 +175,39 @@ class SlicedProjection(_SymbolRows, ColumnParallelLinear):
         mark_sliced(self.weight).requires_grad_(whole.weight.requires_grad)
 
     def forward(self, features: Tensor) -> Tensor:
-        return super().forward(features)[..., : self.num_symbols].contiguous()
+        known = self.num_symbols if self.gather_output else self._real_rows()
+        return super().forward(features)[..., :known].contiguous()
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Within the block the output is this rank's scores alone."""
+        self.gather_output = False
+        try:
+            yield
+        finally:
+            self.gather_output = True
+
+    def loss(
+        self, scores: Tensor, target: Tensor, epsilon: float, padding: int
+    ) -> tuple[Tensor, Tensor]:
+        """Loss of kept scores [..., own symbols] and targets [...], with label smoothing and not.
+
+        The sums that fairseq's `label_smoothed_nll_loss` gives.
+        """
+        return sliced_label_smoothed_nll_loss(
+            scores.view(-1, scores.size(-1)),
+            target.view(-1),
+            epsilon,
+            ignore_index=padding,
+            first=get_model_parallel_rank() * self.output_size_per_partition,
+            num_symbols=self.num_symbols,
+        )
+
+
+def sliced_projection(model: Any) -> SlicedProjection | None:
+    """The output projection of a model whose layers are sliced; None of others."""
+    projection = getattr(getattr(model, "decoder", None), "output_projection", None)
+    return projection if isinstance(projection, SlicedProjection) else None
 
 
 def column(whole: nn.Linear) -> ColumnParallelLinear:
