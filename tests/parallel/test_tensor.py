@@ -19,11 +19,8 @@ from zcode_plugin.checkpoint.merge import merge
 UPDATES, SAVED = 5, 3
 CLIP = 0.3
 TOLERANCE = 1e-5
-RUN = (
-    "--max-tokens", "300", "--clip-norm", CLIP, "--disable-validation",
-    # See test_layouts.py.
-    "--adam-eps", "1e-4",
-)  # fmt: skip
+RUN = ("--max-tokens", "300", "--clip-norm", CLIP, "--disable-validation")
+ADAM = ("--adam-eps", "1e-4")  # see test_layouts.py
 # ReLU's gradient jumps at 0, and some hidden value lies there but for rounding: plain data parallel
 # ranks then differ by 2e-5, too.
 COMPARABLE = (
@@ -32,7 +29,7 @@ COMPARABLE = (
 RANDOM = (
     "--dropout", "0.1", "--attention-dropout", "0.1", "--activation-dropout", "0.1",
     "--moe-jitter-eps", "0.01", "--moe-capacity-factor", "0.8", "--moe-top-k", "2",
-    "--moe-residual", "--moe-gating-dropout", "0.3", "--multitask", "mt:1,dae:0.5",
+    "--moe-residual", "--moe-gating-dropout", "0.3", "--multitask", "mt:1,dae:0.5,mlm:1,electra:1",
     "--check-replicas", "1", "--max-update", "4",
 )  # fmt: skip
 SGD = ("--optimizer", "sgd", "--lr", "0.5", "--lr-scheduler", "fixed", "--clip-norm", "1")
@@ -76,9 +73,10 @@ def run_layout(
 ) -> Run:
     """Train; after each of `stops` updates the ranks end and start again."""
     folder.mkdir()
+    adam = () if "sgd" in options else ADAM
     for stop in stops:
         output = train(
-            data, folder / "save", *RUN, *layout.flags, *options, "--max-update", stop,
+            data, folder / "save", *RUN, *adam, *layout.flags, *options, "--max-update", stop,
             world=layout.world, inside=partial(watch, folder),
         )  # fmt: skip
     if len(stops) > 1:
@@ -167,6 +165,14 @@ def test_other_options(
 ) -> None:
     single = run_layout(reversal, tmp_path / "one", Layout(), *COMPARABLE, *options)
     assert_equal(run_layout(reversal, tmp_path / "run", layout, *COMPARABLE, *options), single)
+
+
+@pytest.mark.slow
+def test_heads_of_objectives(reversal: Path, tmp_path: Path) -> None:
+    """On ranks of one batch: over several, objectives are weighed within each micro-batch."""
+    options = ("--multitask", "mt:1,dae:0.5,mlm:1", "--max-tokens", "200")
+    single = run_layout(reversal, tmp_path / "one", Layout(), *COMPARABLE, *options)
+    assert_equal(run_layout(reversal, tmp_path / "run", T2, *COMPARABLE, *options), single)
 
 
 @pytest.mark.slow

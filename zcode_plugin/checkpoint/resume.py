@@ -132,8 +132,8 @@ def _check_name(whole: Path, restore: str) -> None:
     """Each rank's own name comes from putting -rank-N before `.pt`, wherever that stands."""
     if names.rank_of(whole) is not None:
         raise UserError(
-            f"--restore-file {restore}: give the name without -rank-{names.rank_of(whole)}, each "
-            "rank adds its own"
+            f"--restore-file {restore}: give the name without "
+            f"{whole.stem.removeprefix(names.without_rank(whole).stem)}, each rank adds its own"
         )
     if restore.count(".pt") != 1 or not restore.endswith(".pt"):
         raise UserError(

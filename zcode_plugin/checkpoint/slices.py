@@ -19,6 +19,7 @@ _NETWORK = r"layers\.\d+\.(?:moe_layer\.(?:experts\.\d+|residual)\.)?"
 _BY_ROWS = re.compile(
     rf"{_SIDE}(?:layers\.\d+\.(?:self_attn|encoder_attn)\.[qkv]_proj\.(?:weight|bias)"
     rf"|{_NETWORK}fc1\.(?:weight|bias)|embed_tokens\.weight|output_projection\.weight)"
+    r"|heads\.mlm\.weight"
 )
 _BY_COLUMNS = re.compile(
     rf"{_SIDE}(?:layers\.\d+\.(?:self_attn|encoder_attn)\.out_proj\.weight|{_NETWORK}fc2\.weight)"

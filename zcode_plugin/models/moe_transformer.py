@@ -174,7 +174,7 @@ class MoETransformer(TransformerModel):
         if moe.expert_parallel_size > 1:
             check_parallel(args)
         if slicing.size > 1:
-            check_sliced(args, moe, task)
+            check_sliced(args)
         topology = expert_topology(
             moe.expert_parallel_size,
             [count for side in layout.values() for count in side.values()],

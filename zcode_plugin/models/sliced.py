@@ -20,7 +20,12 @@ from fairscale.nn.model_parallel import (
     get_model_parallel_rank,
     get_model_parallel_world_size,
 )
+from fairscale.nn.model_parallel.mappings import (
+    copy_to_model_parallel_region,
+    gather_from_model_parallel_region,
+)
 from fairseq.model_parallel.modules import ModelParallelMultiheadAttention
+from fairseq.models.roberta import RobertaLMHead
 from fairseq.modules import MultiheadAttention
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
@@ -77,6 +82,8 @@ def _slice_vocabulary(model: Any) -> None:
         decoder.output_projection, target.weight if is_tied else None
     )
     encoder.embed_tokens, decoder.embed_tokens = source, target
+    if "mlm" in model.heads:
+        model.heads["mlm"] = SlicedLMHead(model.heads["mlm"], source)
 
 
 class SlicedAttention(ModelParallelMultiheadAttention):
@@ -122,6 +129,7 @@ class _SymbolRows:
     def _save_to_state_dict(
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
         weight = self.weight if keep_vars else self.weight.detach()
         destination[f"{prefix}weight"] = weight[: self._real_rows()]
 
@@ -149,6 +157,37 @@ class SlicedEmbedding(_SymbolRows, VocabParallelEmbedding):
             own = padding - self.vocab_start_index
             self.padding_idx = own if 0 <= own < self.num_embeddings_per_partition else None
         mark_sliced(self.weight).requires_grad_(whole.weight.requires_grad)
+
+    def scores(self, features: Tensor) -> Tensor:
+        """The scores [..., V] of all symbols, by the products of features and embeddings."""
+        own = nn.functional.linear(copy_to_model_parallel_region(features), self.weight)
+        return gather_from_model_parallel_region(own)[..., : self.num_symbols]
+
+
+class SlicedLMHead(_SymbolRows, RobertaLMHead):
+    """The head of `mlm`, of which the embedding alone is sliced.
+
+    Args:
+        whole: the head.
+        embedding: whose weight it shares.
+    """
+
+    def __init__(self, whole: RobertaLMHead, embedding: SlicedEmbedding):
+        nn.Module.__init__(self)
+        self.num_symbols = embedding.num_symbols
+        self.dense, self.activation_fn = whole.dense, whole.activation_fn
+        self.layer_norm = whole.layer_norm
+        self.weight, self.bias = embedding.weight, whole.bias
+        self._scores = embedding.scores
+
+    def forward(
+        self, features: Tensor, masked_tokens: Tensor | None = None, **kwargs: Any
+    ) -> Tensor:
+        """See `RobertaLMHead.forward`."""
+        if masked_tokens is not None:
+            features = features[masked_tokens, :]
+        x = self.layer_norm(self.activation_fn(self.dense(features)))
+        return self._scores(x) + self.bias
 
 
 class SlicedProjection(_SymbolRows, ColumnParallelLinear):

@@ -5,18 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.models.moe_config import MoEConfig
-
-_HEADS = {"mlm", "electra"}
 
 
-def check_sliced(args: Any, moe: MoEConfig, task: Any) -> None:
+def check_sliced(args: Any) -> None:
     """Refuse options that slices know nothing of.
 
     Args:
         args: all options of the run.
-        moe: those of the experts.
-        task: whose objectives are trained.
 
     Raises:
         UserError: one line with the flag and the remedy.
@@ -30,9 +25,7 @@ def check_sliced(args: Any, moe: MoEConfig, task: Any) -> None:
                     f"--model-parallel-size {size} must divide --{side}-{name.replace('_', '-')} "
                     f"{value}: change one of them"
                 )
-    heads = sorted(_HEADS & {objective.name for objective in getattr(task, "objectives", ())})
     refused = {
-        f"--multitask with {' and '.join(heads)}": bool(heads),
         "--zero-sharding": getattr(args, "zero_sharding", "none") != "none",
         "--ddp-backend fully_sharded": getattr(args, "ddp_backend", "") == "fully_sharded",
         "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,

@@ -98,6 +98,12 @@ class TrainingTask(FairseqTask):
                 f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
                 "which takes an --arch of the model moe_transformer"
             )
+        if model.slicing.size > 1:
+            raise UserError(
+                f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
+                "whose slices are of other symbols: finetune in whole layers first, without "
+                "--model-parallel-size"
+            )
         model.pretrained_rows = rows_V
         logger.info(
             "vocabulary: %d symbols as in %s, %d new ones",
