@@ -158,6 +158,14 @@ def _check_first_start(options: Any, whole: Path, layout: _Layout) -> str | None
             io.load_options(Path(pretrained)), Path(pretrained), "to train on"
         )
         return str(pretrained)
+    _check_no_other_layout(whole, layout)
+    if whole.name != _LAST:
+        raise UserError(f"--restore-file {whole}: there is no such checkpoint")
+    return None
+
+
+def _check_no_other_layout(whole: Path, layout: _Layout) -> None:
+    """There are no files of another layout, beside which stock would begin anew."""
     files = names.find_rank_files(whole)
     if layout.tensor > 1 and (files or whole.is_file()):
         first = next(iter(files.values()), whole)
@@ -186,9 +194,6 @@ def _check_first_start(options: Any, whole: Path, layout: _Layout) -> str | None
             f"{first} and the like are of a run whose ranks had different experts, and this one "
             f"has --expert-parallel-size 1: {reshard.format(first)}"
         )
-    if whole.name != _LAST:
-        raise UserError(f"--restore-file {whole}: there is no such checkpoint")
-    return None
 
 
 def _check_ranks_files(whole: Path, files: Mapping[int, Path], layout: _Layout) -> Path:

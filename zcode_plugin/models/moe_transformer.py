@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
-from zcode_plugin.models.expert_layout import expert_layout
+from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
@@ -169,17 +169,7 @@ class MoETransformer(TransformerModel):
         moe = MoEConfig.from_namespace(args)
         layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
         check(moe, layout)
-        slicing = tensor_slicing(getattr(args, "model_parallel_size", 1))
-        # Before groups are made: a rank that ends would leave others waiting there.
-        if moe.expert_parallel_size > 1:
-            check_parallel(args)
-        if slicing.size > 1:
-            check_sliced(args)
-        topology = expert_topology(
-            moe.expert_parallel_size,
-            [count for side in layout.values() for count in side.values()],
-            slicing.size,
-        )
+        slicing, topology = _places(args, moe, layout)
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
         # architectures.py); the stock decoder would insert BASE layers.
@@ -264,6 +254,20 @@ class MoETransformer(TransformerModel):
         if self.slicing.size > 1:
             take_slices(state_dict, self.state_dict(), self.slicing)
         fit_heads(state_dict, self)
+
+
+def _places(
+    args: Namespace, moe: MoEConfig, layout: ExpertLayout
+) -> tuple[TensorSlicing, ExpertTopology]:
+    """The place of this rank in tensor slicing and in expert parallelism."""
+    slicing = tensor_slicing(getattr(args, "model_parallel_size", 1))
+    # Before groups are made: a rank that ends would leave others waiting there.
+    if moe.expert_parallel_size > 1:
+        check_parallel(args)
+    if slicing.size > 1:
+        check_sliced(args)
+    counts = [count for side in layout.values() for count in side.values()]
+    return slicing, expert_topology(moe.expert_parallel_size, counts, slicing.size)
 
 
 def _gates(model: MoETransformer) -> dict[str, TopKGate]:
