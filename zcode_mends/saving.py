@@ -11,7 +11,7 @@ from typing import Any
 
 from zcode_mends.mend import Mend
 
-_OF_A_RANK = re.compile(r"(?!crash-).+-(?:rank-\d+|shard\d+)\.pt")
+_OF_A_RANK = re.compile(r"(?!crash-).+-(?:(?P<kind>rank|model_part)-\d+|shard\d+)\.pt")
 
 
 def _always(_: ModuleType) -> bool:
@@ -27,12 +27,21 @@ def commit(partial: str, path: str) -> None:
     """
     with open(partial, "rb") as file:
         os.fsync(file.fileno())
-    if _OF_A_RANK.fullmatch(os.path.basename(path)):
+    of_a_rank = _OF_A_RANK.fullmatch(os.path.basename(path))
+    if of_a_rank:
         from torch import distributed
 
         if distributed.is_available() and distributed.is_initialized():
-            distributed.barrier()
+            # Of the ranks that hold the same slice, one alone saves: the first of each.
+            is_part = of_a_rank["kind"] == "model_part"
+            distributed.barrier(group=_tensor_group() if is_part else None)
     os.replace(partial, path)
+
+
+def _tensor_group() -> Any:
+    from fairseq.distributed import utils
+
+    return utils.get_model_parallel_group()
 
 
 def _name_of_crash(state: Any, path: str) -> str:

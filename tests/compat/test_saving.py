@@ -75,7 +75,10 @@ def test_a_killed_rank(tmp_path: Path, moment: str, best: int, last: int) -> Non
         assert updates(tmp_path / "checkpoint_best-rank-0.pt") == 200
         assert updates(tmp_path / "checkpoint_best-rank-1.pt") == 100
     for name, expected in (("best", best), ("last", last)):
-        finish_save(tmp_path / f"checkpoint_{name}.pt", world=2)
+        finish_save(
+            tmp_path / f"checkpoint_{name}.pt",
+            [tmp_path / f"checkpoint_{name}-rank-{rank}.pt" for rank in range(2)],
+        )
         for rank in range(2):
             assert updates(tmp_path / f"checkpoint_{name}-rank-{rank}.pt") == expected
 
@@ -97,7 +100,8 @@ def test_what_cannot_be_completed_stays(tmp_path: Path, spoil: Callable[[Path], 
     torch.save(state(1, 200), partial)
     spoil(partial)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    finish_save(tmp_path / "checkpoint_last.pt", world=2)
+    paths = [tmp_path / f"checkpoint_last-rank-{rank}.pt" for rank in range(2)]
+    finish_save(tmp_path / "checkpoint_last.pt", paths)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -68,6 +68,11 @@ def set_zero_sharding(state: Mapping[str, Any], value: str) -> None:
         put(section(state, "distributed_training"), "zero_sharding", value)
 
 
+def model_parallel_size(state: Mapping[str, Any]) -> int:
+    """Ranks over which that run sliced its layers."""
+    return int(get(section(state, "common"), "model_parallel_size", 1))
+
+
 def expert_bits(state: Mapping[str, Any]) -> int:
     """Bits of an expert's weight: 32 for floats of any kind, else 8 or 4."""
     return int(get(section(state, "model"), "moe_expert_bits", FLOAT_BITS))
@@ -91,10 +96,16 @@ def check_not_quantised(state: Mapping[str, Any], path: Path, purpose: str) -> N
 
 
 def set_layout(state: Mapping[str, Any], world: int, parallel: int, rank: int) -> None:
-    """Set the options that say how the experts are spread and which rank's file this is."""
+    """Set the options that say how the experts are spread and which rank's file this is.
+
+    No layer is sliced in that layout.
+    """
     model = section(state, "model")
     put(model, "base_layers", 1 if parallel > 1 else 0)
     put(model, "expert_parallel_size", parallel)
+    for options in (model, section(state, "common")):
+        if get(options, "model_parallel_size") is not None:
+            put(options, "model_parallel_size", 1)
     distributed = section(state, "distributed_training")
     put(distributed, "distributed_world_size", world)
     put(distributed, "distributed_rank", rank)

@@ -9,6 +9,7 @@ from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names, optimizer, shards
 from zcode_plugin.checkpoint.optimizer import Moments
+from zcode_plugin.checkpoint.slices import join
 from zcode_plugin.checkpoint.tensors import bit_equal, with_own_storage
 from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.sharding import OWNED
@@ -66,12 +67,35 @@ def gather(files: list[Path], *, with_optimizer: bool) -> Gathered:
 
     Raises:
         UserError: a file is missing, damaged or of another run or update; shared weights differ;
-            experts are missing.
+            experts are missing; the optimizer's state is asked for, but layers are sliced.
     """
     first = files[0]
-    whole, moments = _load(first, with_optimizer)
+    options = io.load_options(first)
     if names.rank_of(first) is not None:
-        check_ranks(files, whole)
+        check_ranks(files, options)
+    tensor = config.model_parallel_size(options)
+    if tensor == 1 or names.rank_of(first) is None:
+        return _union(files, with_optimizer)
+    if with_optimizer:
+        raise UserError(
+            f"{first} is of a run with --model-parallel-size {tensor}, whose files hold slices of "
+            "the weights and of their optimizer's state: only without the latter can they be "
+            "joined, with zcode merge"
+        )
+    by_slice = [files[part::tensor] for part in range(tensor)]
+    parts = [_union(of_a_slice, with_optimizer=False).state for of_a_slice in by_slice]
+    firsts = [of_a_slice[0] for of_a_slice in by_slice]
+    for part, path in zip(parts[1:], firsts[1:], strict=True):
+        check_same_save(parts[0], first, part, path)
+    for tensors, *others in zip(*(weights(part) for part in parts), strict=True):
+        tensors.update(join([tensors, *others], firsts))
+    return Gathered(parts[0], {}, count_experts(parts[0]["model"], first))
+
+
+def _union(files: list[Path], with_optimizer: bool) -> Gathered:
+    """Files that differ in their experts, and in what of the optimizer's state they own, as one."""
+    first = files[0]
+    whole, moments = _load(first, with_optimizer)
     union = shards.Union() if with_optimizer and shards.owned_by(whole) is not None else None
     if union is not None:
         union.add(whole, moments, first)
@@ -134,19 +158,22 @@ def check_ranks(files: list[Path], state: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the file that is missing or too many.
     """
+    is_part = names.is_part(files[0])
     expected = max(config.world_size(state), config.expert_parallel_size(state))
+    if is_part:
+        expected = config.model_parallel_size(state)
+    what = f"{expected} {'tensor ' * is_part}ranks"
+    named = names.with_part if is_part else names.with_rank
     ranks = {names.rank_of(path): path for path in files}
     for rank in range(expected):
         if rank not in ranks:
             raise UserError(
-                f"{names.with_rank(names.without_rank(files[0]), rank)} is missing: the run had "
-                f"{expected} ranks, each of which wrote a file"
+                f"{named(names.without_rank(files[0]), rank)} is missing: the run had {what}, each "
+                "of which wrote a file"
             )
     for found, path in ranks.items():
         if found not in range(expected):
-            raise UserError(
-                f"{path} is of another run: this one had {expected} ranks; move the file away"
-            )
+            raise UserError(f"{path} is of another run: this one had {what}; move the file away")
 
 
 def check_same_save(
@@ -163,7 +190,10 @@ def check_same_save(
             f"{path} was saved after {updates[1]} updates but {first} after {updates[0]}: "
             "use files of one save"
         )
-    sizes = [config.expert_parallel_size(one) for one in (first_state, state)]
+    sizes = [
+        (config.expert_parallel_size(one), config.model_parallel_size(one))
+        for one in (first_state, state)
+    ]
     if sizes[0] != sizes[1] or len(weights(first_state)) != len(weights(state)):
         raise UserError(f"{path} is of another run than {first}: their options differ")
 

@@ -1,10 +1,11 @@
 """Names of checkpoint files and of the entries of experts in them.
 
 A run that spreads experts over ranks writes `STEM-rank-R.pt` for each rank R, and `STEM.pt` is what
-all of them merge into. Expert entries are `LAYER.experts.N.PARAMETER`, where LAYER ends in
-`.moe_layer` and N is the expert's number over all ranks; the layer's gate has one row an expert.
-The optimizer sees the experts of a rank as stacks, one for each parameter, and knows those as
-`LAYER.experts.STACK`.
+all of them merge into. One that only slices layers writes `STEM-model_part-R.pt` for each tensor
+rank R; what is said of rank files here goes for those, too. Expert entries are
+`LAYER.experts.N.PARAMETER`, where LAYER ends in `.moe_layer` and N is the expert's number over all
+ranks; the layer's gate has one row an expert. The optimizer sees the experts of a rank as stacks,
+one for each parameter, and knows those as `LAYER.experts.STACK`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
-_RANK_FILE = re.compile(r"(?P<stem>.+)-rank-(?P<rank>\d+)\.pt")
+_RANK_FILE = re.compile(r"(?P<stem>.+)-(?P<kind>rank|model_part)-(?P<rank>\d+)\.pt")
 # A module that encoder and decoder share is listed once among a model's parameters, and stands
 # twice in its state dict.
 ONE_EMBEDDING = MappingProxyType({"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"})
@@ -135,6 +136,12 @@ def find_shards(path: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
+def is_part(path: Path) -> bool:
+    """Whether a file is of a tensor rank, `-model_part-R`."""
+    match = _RANK_FILE.fullmatch(path.name)
+    return match is not None and match["kind"] == "model_part"
+
+
 def without_rank(path: Path) -> Path:
     """`DIR/checkpoint_last-rank-1.pt` -> `DIR/checkpoint_last.pt`; other names stay."""
     match = _RANK_FILE.fullmatch(path.name)
@@ -146,8 +153,15 @@ def with_rank(path: Path, rank: int) -> Path:
     return path.with_name(f"{path.stem}-rank-{rank}.pt")
 
 
+def with_part(path: Path, part: int) -> Path:
+    """`DIR/checkpoint_last.pt` -> `DIR/checkpoint_last-model_part-1.pt`."""
+    return path.with_name(f"{path.stem}-model_part-{part}.pt")
+
+
 def find_rank_files(path: Path) -> dict[int, Path]:
     """The rank files beside `path`, which may be one of them or the name without a rank.
+
+    Those of tensor ranks are found where `path` is one, or where there are no others.
 
     Returns:
         Paths by rank, in the order of ranks; empty when there are none.
@@ -155,9 +169,14 @@ def find_rank_files(path: Path) -> dict[int, Path]:
     whole = without_rank(path)
     if not whole.parent.is_dir():
         return {}
-    found = {}
-    for other in whole.parent.iterdir():
-        rank = rank_of(other)
-        if rank is not None and other == with_rank(whole, rank):
-            found[rank] = other
-    return dict(sorted(found.items()))
+    kinds = [with_part] if is_part(path) else [with_rank, with_part]
+    others = [other for other in whole.parent.iterdir() if without_rank(other) == whole]
+    for named in kinds:
+        ranks = {
+            rank: other
+            for other in others
+            if (rank := rank_of(other)) is not None and other == named(whole, rank)
+        }
+        if ranks:
+            return dict(sorted(ranks.items()))
+    return {}

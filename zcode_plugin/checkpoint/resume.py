@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,52 @@ import torch.distributed as dist
 from zcode_plugin.checkpoint import config, io, names, shards, vocabulary
 from zcode_plugin.checkpoint.gather import UNSET_BUFFER, check_ranks, check_same_save
 from zcode_plugin.checkpoint.join_shards import check_shards
+from zcode_plugin.checkpoint.slices import sliced_dim
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
 _LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a run is spread, and so which files it has.
+
+    Attributes:
+        world: ranks.
+        parallel: P, `--expert-parallel-size`.
+        tensor: T, `--model-parallel-size`.
+    """
+
+    world: int
+    parallel: int
+    tensor: int
+
+    @classmethod
+    def of(cls, options: Any, world: int) -> _Layout:
+        """That of a run with these options."""
+        if world == 1:
+            return cls(1, 1, 1)
+        sizes = ("expert_parallel_size", "model_parallel_size")
+        return cls(world, *(config.get(options, name, 1) for name in sizes))
+
+    def paths(self, whole: Path) -> list[Path]:
+        """All files of a checkpoint, in the order of their ranks."""
+        if self.parallel > 1:
+            return [names.with_rank(whole, rank) for rank in range(self.world)]
+        if self.tensor > 1:
+            return [names.with_part(whole, part) for part in range(self.tensor)]
+        return [whole]
+
+    @property
+    def flags(self) -> str:
+        """Those that say so."""
+        sliced = f"--model-parallel-size {self.tensor}" if self.tensor > 1 else ""
+        if sliced and self.parallel == 1:
+            return sliced
+        return f"--expert-parallel-size {self.parallel}{' and ' * bool(sliced)}{sliced}"
 
 
 def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
@@ -64,29 +105,39 @@ def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
 def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
     restore = config.get(options, "restore_file", _LAST)
     whole = Path(config.get(options, "save_dir")) / _LAST if restore == _LAST else Path(restore)
-    parallel = config.get(options, "expert_parallel_size", 1) if world > 1 else 1
+    layout = _Layout.of(options, world)
     if config.get(options, "use_sharded_state"):
         _check_name(whole, restore)
-        first_shard = _check_shards(options, whole, world, parallel)
+        first_shard = _check_shards(options, whole, world, layout.parallel)
         if first_shard is not None:
             _check_contents(options, first_shard, symbols)
         return None
-    if parallel > 1:
+    paths = layout.paths(whole)
+    if len(paths) > 1:
         _check_name(whole, restore)
-        finish_save(whole, world)
-    files = names.find_rank_files(whole)
-    if not (files if parallel > 1 else whole.is_file()):
-        return _check_first_start(options, whole, files, world, parallel)
-    first = _check_ranks_files(whole, files, world, parallel) if parallel > 1 else whole
-    if parallel > 1 and not config.get(options, "reset_optimizer"):
-        sharded = str(config.get(options, "zero_sharding", "none")) != "none"
-        for rank, path in files.items():
-            part = io.load_options(path)
-            shards.check_start(
-                part, path, world=world, parallel=parallel, rank=rank, sharded=sharded
-            )
+        finish_save(whole, paths)
+    files = {
+        rank: path
+        for rank, path in names.find_rank_files(paths[0]).items()
+        if names.is_part(path) == names.is_part(paths[0])
+    }
+    if not (files if len(paths) > 1 else whole.is_file()):
+        return _check_first_start(options, whole, layout)
+    first = _check_ranks_files(whole, files, layout) if len(paths) > 1 else whole
+    if layout.parallel > 1 and not config.get(options, "reset_optimizer"):
+        _check_owned(options, files, layout)
     _check_contents(options, first, symbols)
     return None
+
+
+def _check_owned(options: Any, files: Mapping[int, Path], layout: _Layout) -> None:
+    """Each file has the part of the optimizer's state that its rank will look for."""
+    sharded = str(config.get(options, "zero_sharding", "none")) != "none"
+    for rank, path in files.items():
+        part = io.load_options(path)
+        shards.check_start(
+            part, path, world=layout.world, parallel=layout.parallel, rank=rank, sharded=sharded
+        )
 
 
 def _check_contents(options: Any, first: Path, symbols: Sequence[str]) -> None:
@@ -126,8 +177,8 @@ def _check_name(whole: Path, restore: str) -> None:
     """Each rank's own name comes from putting -rank-N before `.pt`, wherever that stands."""
     if names.rank_of(whole) is not None:
         raise UserError(
-            f"--restore-file {restore}: give the name without -rank-{names.rank_of(whole)}, each "
-            "rank adds its own"
+            f"--restore-file {restore}: give the name without "
+            f"{whole.stem.removeprefix(names.without_rank(whole).stem)}, each rank adds its own"
         )
     if restore.count(".pt") != 1 or not restore.endswith(".pt"):
         raise UserError(
@@ -136,9 +187,7 @@ def _check_name(whole: Path, restore: str) -> None:
         )
 
 
-def _check_first_start(
-    options: Any, whole: Path, files: Mapping[int, Path], world: int, parallel: int
-) -> str | None:
+def _check_first_start(options: Any, whole: Path, layout: _Layout) -> str | None:
     """There is no checkpoint of this layout; without finetuning nor may there be one of another.
 
     Returns:
@@ -159,30 +208,58 @@ def _check_first_start(
             io.load_options(Path(pretrained)), Path(pretrained), "to train on"
         )
         return str(pretrained)
-    reshard = f"zcode reshard {{}} --ranks {world} --expert-parallel-size {parallel} --out DIR"
-    if whole.is_file():
-        raise UserError(
-            f"{whole} is one file for all ranks, but with --expert-parallel-size {parallel} each "
-            f"has its own: divide it with {reshard.format(whole)}, or start from its weights "
-            "alone with --finetune-from-model"
-        )
-    if files:
-        first = next(iter(files.values()))
-        raise UserError(
-            f"{first} and the like are of a run whose ranks had different experts, and this one "
-            f"has --expert-parallel-size 1: {reshard.format(first)}"
-        )
+    _check_no_other_layout(whole, layout)
     if whole.name != _LAST:
         raise UserError(f"--restore-file {whole}: there is no such checkpoint")
     return None
 
 
-def _check_ranks_files(whole: Path, files: Mapping[int, Path], world: int, parallel: int) -> Path:
+def _check_no_other_layout(whole: Path, layout: _Layout) -> None:
+    """There are no files of another layout, beside which stock would begin anew."""
+    files = names.find_rank_files(whole)
+    if layout.tensor > 1 and (files or whole.is_file()):
+        first = next(iter(files.values()), whole)
+        raise UserError(
+            f"{first} is not of a run with {layout.flags}: to start from its weights, name it with "
+            "--finetune-from-model, after zcode merge where it is of several files"
+        )
+    reshard = (
+        f"zcode reshard {{}} --ranks {layout.world} --expert-parallel-size {layout.parallel} "
+        "--out DIR"
+    )
+    if whole.is_file():
+        raise UserError(
+            f"{whole} is one file for all ranks, but with {layout.flags} each "
+            f"has its own: divide it with {reshard.format(whole)}, or start from its weights "
+            "alone with --finetune-from-model"
+        )
+    if files:
+        first = next(iter(files.values()))
+        if names.is_part(first):
+            raise UserError(
+                f"{first} and the like are of a run with --model-parallel-size: join them with "
+                "zcode merge, and start from the weights with --finetune-from-model"
+            )
+        raise UserError(
+            f"{first} and the like are of a run whose ranks had different experts, and this one "
+            f"has --expert-parallel-size 1: {reshard.format(first)}"
+        )
+
+
+def _check_ranks_files(whole: Path, files: Mapping[int, Path], layout: _Layout) -> Path:
     """The files are all ranks' of one save of this layout; the first of them."""
     first = next(iter(files.values()))
     state = io.load_options(first)
     saved = config.world_size(state), config.expert_parallel_size(state)
-    if saved != (world, parallel):
+    world, parallel = layout.world, layout.parallel
+    tensor = config.model_parallel_size(state)
+    if tensor != layout.tensor:
+        raise UserError(
+            f"{first} is of a run with --model-parallel-size {tensor}, and this one has "
+            f"{layout.tensor}: start from its weights with zcode merge and --finetune-from-model"
+        )
+    # Ranks that only see other data have no files of their own.
+    if saved != (world, parallel) and not names.is_part(first):
         raise UserError(
             f"{first} is of a run on {saved[0]} ranks with --expert-parallel-size {saved[1]}, and "
             f"this one has {world} and {parallel}: divide it anew with zcode reshard {whole} "
@@ -191,10 +268,10 @@ def _check_ranks_files(whole: Path, files: Mapping[int, Path], world: int, paral
     try:
         check_ranks(list(files.values()), state)
         shared = _shared_vectors(state)
-        for rank, path in files.items():
+        for path in files.values():
             part = io.load_options(path)
             check_same_save(state, first, part, path)
-            _check_own(part, path, rank)
+            _check_own(part, path)
             for key, value in _shared_vectors(part).items():
                 if not bit_equal(value, shared.get(key)):
                     raise UserError(
@@ -202,36 +279,39 @@ def _check_ranks_files(whole: Path, files: Mapping[int, Path], world: int, paral
                         "of this run in its place"
                     )
     except UserError as error:
-        raise UserError(f"{error}{_other_set(whole, world)}") from None
+        raise UserError(f"{error}{_other_set(whole, layout)}") from None
     return first
 
 
-def _check_own(state: Mapping[str, Any], path: Path, rank: int) -> None:
+def _check_own(state: Mapping[str, Any], path: Path) -> None:
     suffix = config.get(config.section(state, "checkpoint"), "checkpoint_suffix")
-    if suffix != f"-rank-{rank}":
-        raise UserError(f"{path} was saved as {suffix}: put the file of rank {rank} in its place")
+    if suffix != path.stem.removeprefix(names.without_rank(path).stem):
+        raise UserError(
+            f"{path} was saved as {suffix}: put the file of rank {names.rank_of(path)} in its place"
+        )
 
 
 def _shared_vectors(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Biases and norms outside of experts: small, and the same in no two runs."""
+    """Biases and norms that all ranks have: small, and the same in no two runs."""
     return {
         key: value
         for key, value in state["model"].items()
         if value.dim() == 1
         and names.parse_expert_key(key) is None
+        and (config.model_parallel_size(state) == 1 or sliced_dim(key) is None)
         and not key.endswith(UNSET_BUFFER)
     }
 
 
-def _other_set(whole: Path, world: int) -> str:
+def _other_set(whole: Path, layout: _Layout) -> str:
     """Names the newest whole set beside, if there is one."""
     sets = []
-    for path in whole.parent.glob("*-rank-0.pt"):
-        files = names.find_rank_files(path)
-        if list(files) == list(range(world)) and names.without_rank(path) != whole:
+    for path in whole.parent.glob(layout.paths(Path("*.pt"))[0].name):
+        files, other = names.find_rank_files(path), names.without_rank(path)
+        if list(files.values()) == layout.paths(other) and other != whole:
             updates = {_updates(file) for file in files.values()}
             if len(updates) == 1 and None not in updates:
-                sets.append((updates.pop(), names.without_rank(path)))
+                sets.append((updates.pop(), other))
     if not sets:
         return ""
     updates_done, other = max(sets)
@@ -246,13 +326,17 @@ def _updates(path: Path) -> int | None:
         return None
 
 
-def finish_save(whole: Path, world: int) -> None:
+def finish_save(whole: Path, paths: Sequence[Path]) -> None:
     """Complete a save that ended while its files got their names; see `zcode_mends.saving`.
+
+    Args:
+        whole: their name without a rank, for the log.
+        paths: of all ranks.
 
     All files were whole then. Those that have no name yet are those of the newest update, under
     their temporary names; a mixture that is anything else stays as it is.
     """
-    updates = {names.with_rank(whole, rank): -1 for rank in range(world)}
+    updates = dict.fromkeys(paths, -1)
     for path in updates:
         if path.is_file():
             found = _updates(path)

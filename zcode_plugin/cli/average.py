@@ -63,7 +63,9 @@ def run(args: argparse.Namespace) -> int:
     from zcode_plugin.checkpoint.gather import find_files
 
     checkpoints = [find_files(path) for path in _chosen(args)]
-    in_ranks = not args.merge and all(names.rank_of(files[0]) is not None for files in checkpoints)
+    in_ranks = not args.merge and all(
+        names.rank_of(files[0]) is not None and not names.is_part(files[0]) for files in checkpoints
+    )
     whole = output_name(str(args.out), checkpoints[0][0])
     outputs = [whole]
     if in_ranks:

@@ -21,7 +21,8 @@ def output_name(out: str, first: Path) -> Path:
     if path.suffix != ".pt" or out.endswith("/") or path.is_dir():
         path = path / names.without_rank(first).name
     elif names.rank_of(path) is not None:
-        raise UserError(f"--out {path}: give the name without -rank-{names.rank_of(path)}")
+        suffix = path.stem.removeprefix(names.without_rank(path).stem)
+        raise UserError(f"--out {path}: give the name without {suffix}")
     if not path.parent.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent.parent}; make it first")
     return path

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from zcode_plugin.data.objectives import MASKED
+from zcode_plugin.models.sliced import sliced_projection
 
 # Further sums of single objectives: right tokens, those of mt and dae in validation alone; of
 # electra's discriminator its loss, the places where it is right, and the false tokens.
@@ -59,6 +60,13 @@ def run_objective(
         padding: the target that is none.
         corpora: names of those whose loss is wanted apart.
     """
+    projection = sliced_projection(model) if model.training else None
+    if projection is not None and objective not in MASKED:
+        with projection.keeping():
+            output = model(**batch["net_input"])
+        target = model.get_targets(batch, output)
+        losses = projection.loss(output[0], target, label_smoothing, padding)
+        return ObjectivePass(*losses, list(output[1].get("moe_stats", {}).values()), {})
     output = model(**batch["net_input"])
     lprobs = model.get_normalized_probs(output, log_probs=True)
     lprobs = lprobs.view(-1, lprobs.size(-1))

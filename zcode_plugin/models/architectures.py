@@ -99,6 +99,9 @@ def fill(args: Namespace, preset: Mapping[str, Any]) -> None:
             setattr(args, name, value)
     base_architecture(args)
     args.base_layers = 1 if args.expert_parallel_size > 1 else 0
+    if getattr(args, "model_parallel_size", 1) > 1:
+        # Stock's other way is a broadcast from rank 0, which is not among those of every slice.
+        args.load_checkpoint_on_all_dp_ranks = True
 
 
 def _filler(preset: Mapping[str, Any]) -> Callable[[Namespace], None]:

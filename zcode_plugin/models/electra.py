@@ -50,6 +50,8 @@ class Generator(nn.Module):
             x_SBG = layer(x_SBG, encoder_padding_mask=padding_BS)
         x_NG = self.layer_norm(x_SBG.transpose(0, 1)[masked_BS])
         x_NM = self.head_norm(self.activation(self.grow(x_NG)))
+        if hasattr(encoder.embed_tokens, "scores"):  # this rank has but a slice of the embedding
+            return encoder.embed_tokens.scores(x_NM) + self.bias
         return nn.functional.linear(x_NM, encoder.embed_tokens.weight, self.bias)
 
 

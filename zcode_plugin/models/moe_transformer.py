@@ -19,8 +19,9 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
+from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
-from zcode_plugin.models.expert_layout import expert_layout
+from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
@@ -31,12 +32,15 @@ from zcode_plugin.models.moe_checks import (
     is_zero_sharded,
 )
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
+from zcode_plugin.models.sliced import slice_model
+from zcode_plugin.models.sliced_checks import check_sliced
 from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.context import calling, hand_in_context
 from zcode_plugin.moe.tape import record_last_output, recording
 from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.balancing import LoadBalancer
 from zcode_plugin.parallel.gradients import prepare_model
+from zcode_plugin.parallel.tensor import TensorSlicing, tensor_slicing
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 
 
@@ -130,6 +134,7 @@ class MoETransformer(TransformerModel):
     Attributes:
         moe: the options.
         topology: the place of this rank in expert parallelism.
+        slicing: its place in tensor slicing.
         seed: of what all ranks must draw alike.
         heads: of the objectives that have one.
         pretrained_rows: where the next weights that are loaded are of another vocabulary, see
@@ -139,6 +144,7 @@ class MoETransformer(TransformerModel):
 
     moe: MoEConfig
     topology: ExpertTopology
+    slicing: TensorSlicing
     seed: int
     heads: nn.ModuleDict
     pretrained_rows: Tensor | None = None
@@ -169,14 +175,7 @@ class MoETransformer(TransformerModel):
         moe = MoEConfig.from_namespace(args)
         layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
         check(moe, layout)
-        if moe.expert_parallel_size > 1:
-            # Before groups are made: a rank that ends would leave others waiting there.
-            check_parallel(args)
-        if fully_sharded.is_wanted():
-            check_fully_sharded(args, moe)
-        topology = expert_topology(
-            moe.expert_parallel_size, [count for side in layout.values() for count in side.values()]
-        )
+        slicing, topology = _places(args, moe, layout)
         fully_sharded.prepare(topology)
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
@@ -191,6 +190,9 @@ class MoETransformer(TransformerModel):
         model.heads = build_heads(
             objectives, model.encoder, GENERATOR_SIZE if size is None else size
         )
+        if slicing.size > 1:
+            slice_model(model, slicing)
+        model.slicing = slicing
         if moe.freeze_except is not None:
             freeze(model, moe.freeze_except)
         if topology.size > 1:
@@ -260,7 +262,25 @@ class MoETransformer(TransformerModel):
         if self.pretrained_rows is not None:
             move_rows(state_dict, self.state_dict(), self.pretrained_rows)
             self.pretrained_rows = None  # what is loaded later is of this run
+        if self.slicing.size > 1:
+            take_slices(state_dict, self.state_dict(), self.slicing)
         fit_heads(state_dict, self)
+
+
+def _places(
+    args: Namespace, moe: MoEConfig, layout: ExpertLayout
+) -> tuple[TensorSlicing, ExpertTopology]:
+    """The place of this rank in tensor slicing and in expert parallelism."""
+    slicing = tensor_slicing(getattr(args, "model_parallel_size", 1))
+    # Before groups are made: a rank that ends would leave others waiting there.
+    if moe.expert_parallel_size > 1:
+        check_parallel(args)
+    if fully_sharded.is_wanted():
+        check_fully_sharded(args, moe)
+    if slicing.size > 1:
+        check_sliced(args)
+    counts = [count for side in layout.values() for count in side.values()]
+    return slicing, expert_topology(moe.expert_parallel_size, counts, slicing.size)
 
 
 def _gates(model: MoETransformer) -> dict[str, TopKGate]:

@@ -79,19 +79,23 @@ class Experts(ExpertStacks):
 
     def forward(self, x_AM: Tensor, kept: list[int]) -> Tensor:
         """See `ExpertStacks.forward`."""
+        return self.apply_networks(x_AM, kept, self.fc2_bias)
+
+    def apply_networks(self, x_AM: Tensor, kept: list[int], fc2_bias: Tensor | None) -> Tensor:
+        """`forward`, with another bias [L, M] at the end, or none."""
         dropout = self.dropout if self.training else 0.0
         if can_use_grouped_mm(x_AM, self.fc1_weight, self.fc2_weight):
             # From pinned memory, or the copy would wait for the device.
             kept_L = torch.tensor(kept, pin_memory=True).to(x_AM.device, non_blocking=True)
             hidden_AF = grouped_linear(x_AM, self.fc1_weight, self.fc1_bias, kept_L)
             hidden_AF = nn.functional.dropout(self.activation(hidden_AF), dropout)
-            return grouped_linear(hidden_AF, self.fc2_weight, self.fc2_bias, kept_L)
+            return grouped_linear(hidden_AF, self.fc2_weight, fc2_bias, kept_L)
         return ExpertFeedForward.apply(
             x_AM,
             self.fc1_weight,
             self.fc1_bias,
             self.fc2_weight,
-            self.fc2_bias,
+            fc2_bias,
             kept,
             Between(self.activation, dropout),
             self._gradient_storages,

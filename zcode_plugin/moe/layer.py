@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, cast
 
@@ -11,7 +12,7 @@ from fairscale.nn import MOELayer as FairscaleMOELayer
 from torch import Tensor, nn
 
 from zcode_plugin.moe.context import CallContext
-from zcode_plugin.moe.exchange import plan_exchange
+from zcode_plugin.moe.exchange import Exchange, plan_exchange
 from zcode_plugin.moe.expert_list import ExpertList
 from zcode_plugin.moe.expert_stacks import ExpertStacks
 from zcode_plugin.moe.gate import Gate, GateOutput
@@ -40,7 +41,12 @@ class MOELayer(FairscaleMOELayer):
             that all `ExpertStacks` live here, and for other modules the whole world.
         residual: a dense network beside the experts.
         gating_dropout: in training the gate is ignored now and then.
+
+    Attributes:
+        wrap_exchange: what becomes of each exchange of tokens; tensor slicing sends parts of rows.
     """
+
+    wrap_exchange: Callable[[Exchange], Any] | None = None
 
     def __init__(
         self,
@@ -172,7 +178,9 @@ class MOELayer(FairscaleMOELayer):
         kept = kept_E.tolist() if kept is None else kept
         if self.group is None:
             return self.experts(x_AM, kept)
-        exchange = plan_exchange(kept_E, kept, self.group)
+        exchange: Any = plan_exchange(kept_E, kept, self.group)
+        if self.wrap_exchange is not None:
+            exchange = self.wrap_exchange(exchange)
         y_RM = self.experts(exchange.dispatch(x_AM), exchange.kept)
         return exchange.combine(y_RM)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
@@ -17,7 +18,12 @@ class ResidualExpert(nn.Module):
         model_dim, hidden_dim: M and F.
         activation: elementwise function between fc1 and fc2.
         dropout: probability after the activation.
+
+    Attributes:
+        draws: context of dropout, given whether there is any; None unless fc1 and fc2 are sliced.
     """
+
+    draws: Callable[[bool], AbstractContextManager[None]] | None = None
 
     def __init__(
         self,
@@ -36,6 +42,9 @@ class ResidualExpert(nn.Module):
 
     def forward(self, x: Tensor, routed: Tensor) -> Tensor:
         """Mix the output of the routed experts with that of the dense network; all [..., M]."""
-        hidden = nn.functional.dropout(self.activation(self.fc1(x)), self.dropout, self.training)
+        hidden = self.activation(self.fc1(x))
+        is_random = self.training and self.dropout > 0
+        with nullcontext() if self.draws is None else self.draws(is_random):
+            hidden = nn.functional.dropout(hidden, self.dropout, self.training)
         coefficient = self.coefficient(x).softmax(dim=-1)
         return routed * coefficient[..., :1] + self.fc2(hidden) * coefficient[..., 1:]

@@ -18,6 +18,13 @@ from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.faults import RankError
+from zcode_plugin.parallel.tensor import (
+    WHOLE,
+    TensorSlicing,
+    average_replicated,
+    is_sliced,
+    square_norm,
+)
 from zcode_plugin.parallel.topology import ExpertTopology
 
 
@@ -34,25 +41,32 @@ def prepare_model(model: nn.Module) -> None:
     ]
 
 
-def attach(optimizer: Any, topology: ExpertTopology) -> None:
-    """Make a fairseq optimizer treat experts rightly; for one instance, and only once.
+def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WHOLE) -> None:
+    """Make a fairseq optimizer treat experts and slices rightly; for one instance, and only once.
 
     Its `all_reduce_grads`, which the trainer calls once per update after the last micro-batch,
     averages expert gradients, see `reduce_expert_gradients`. Its `clip_grad_norm` gets stock's own
     hook for norms that are spread over ranks, so that the norm, clipping and the overflow check
-    see all parameters and agree on all ranks.
+    see all parameters and agree on all ranks. With tensor slicing it replaces the one that stock's
+    trainer hands in, which counts what is replicated once for each tensor rank.
     """
-    if topology.size == 1 or getattr(optimizer, "expert_topology", None) is topology:
+    is_spread = topology.size > 1 or slicing.size > 1
+    if not is_spread or getattr(optimizer, "expert_topology", None) is topology:
         return
     optimizer_parameters(optimizer)  # refuses a layout that cannot work before anything is wrapped
     stock_reduce, stock_clip = optimizer.all_reduce_grads, optimizer.clip_grad_norm
 
     def all_reduce_grads(module: nn.Module) -> None:
         stock_reduce(module)
-        reduce_expert_gradients(expert_parameters(module.parameters()), topology)
+        if topology.size > 1:
+            reduce_expert_gradients(expert_parameters(module.parameters()), topology)
+        if slicing.size > 1:
+            average_replicated(module.parameters(), slicing)
 
     def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
         def with_experts(dense_norm: Tensor) -> Tensor:
+            if slicing.size > 1:
+                return sliced_norm(dense_norm, optimizer, topology, slicing)
             if aggregate_norm_fn is not None:
                 dense_norm = aggregate_norm_fn(dense_norm)
             return add_expert_norm(dense_norm, optimizer_parameters(optimizer), topology)
@@ -109,6 +123,38 @@ def add_expert_norm(
     # An expert group holds every expert once; its replicas elsewhere hold the same gradients.
     dist.all_reduce(square, group=topology.group)
     return (dense_norm.float() ** 2 + square).sqrt()
+
+
+def sliced_norm(
+    dense_norm: Tensor, optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing
+) -> Tensor:
+    """The norm over all slices of all weights, the same number on every rank.
+
+    Args:
+        dense_norm: of this rank's gradients, those of experts left out.
+        optimizer: whose gradients they are.
+        topology, slicing: T > 1.
+    """
+    gradients = optimizer_parameters(optimizer)
+    # Where the optimizer keeps float32 copies, only the weights themselves are marked.
+    weights = getattr(optimizer, "fp16_params", gradients)
+    pairs = [
+        (weight, p.grad) for weight, p in zip(weights, gradients, strict=True) if p.grad is not None
+    ]
+    replicated = [
+        [grad for w, grad in pairs if not is_sliced(w) and hasattr(w, "expert") == kind]
+        for kind in (False, True)
+    ]
+    dense = square_norm(dense_norm.float() ** 2, replicated[0], slicing)
+    if topology.size == 1:
+        return dense.sqrt()
+    square = torch.zeros_like(dense)
+    for weight, grad in pairs:
+        if hasattr(weight, "expert"):
+            square = square + torch.linalg.vector_norm(grad, dtype=torch.float32) ** 2
+    experts = square_norm(square, replicated[1], slicing)
+    dist.all_reduce(experts, group=topology.group)
+    return (dense + experts).sqrt()
 
 
 def refuse_unless_finite(norm: Tensor, parameters: Iterable[nn.Parameter]) -> None:

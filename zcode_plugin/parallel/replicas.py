@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zcode_plugin.parallel.faults import RankError
+from zcode_plugin.parallel.tensor import is_sliced
 from zcode_plugin.parallel.topology import ExpertTopology
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -27,36 +28,41 @@ def checksum(tensor: Tensor) -> Tensor:
     return total
 
 
-def check_replicas(model: nn.Module, topology: ExpertTopology, updates: int) -> None:
+def check_replicas(
+    model: nn.Module, topology: ExpertTopology, updates: int, tensor: int = 1
+) -> None:
     """Compare the weights of ranks that hold the same ones; all ranks must call it.
 
-    Experts are compared over their expert-data group, all else over the world: one all-gather of
-    8 bytes for each parameter and rank.
+    Experts are compared over their expert-data group, all else over the world, slices over the
+    ranks that hold the same: one all-gather of 8 bytes for each parameter and rank.
 
     Args:
         model: possibly wrapped for data parallelism.
         topology: of the model's experts.
         updates: number of updates done, for the message.
+        tensor: T, ranks of a tensor group.
 
     Raises:
         RankError: some differ; all ranks raise it, with the names of ranks and parameters.
     """
-    if topology.world_size == 1:
+    world = topology.world_size * tensor
+    if world == 1:
         return
     names, tensors = zip(*_weights(model), strict=True)
-    sums_N = torch.stack([checksum(tensor) for tensor in tensors])
-    gathered = [torch.empty_like(sums_N) for _ in range(topology.world_size)]
+    sums_N = torch.stack([checksum(weight) for weight in tensors])
+    gathered = [torch.empty_like(sums_N) for _ in range(world)]
     dist.all_gather(gathered, sums_N)
     sums_WN = torch.stack(gathered).cpu()
-    is_expert_N = torch.tensor([hasattr(tensor, "expert") for tensor in tensors])
-    twin_W = torch.arange(topology.world_size) % topology.size
-    expected_WN = torch.where(is_expert_N, sums_WN[twin_W], sums_WN[0])
-    differing = (sums_WN != expected_WN).nonzero().tolist()
+    is_expert_N = torch.tensor([hasattr(weight, "expert") for weight in tensors])
+    is_sliced_N = torch.tensor([is_sliced(weight) for weight in tensors])
+    rank_W1 = torch.arange(world).unsqueeze(1)
+    place_W1, part_W1 = rank_W1 // tensor, rank_W1 % tensor
+    twin_WN = place_W1 % topology.size * is_expert_N * tensor + part_W1 * is_sliced_N
+    differing = (sums_WN != sums_WN.gather(0, twin_WN)).nonzero().tolist()
     if not differing:
         return
     found = [
-        f"{names[place]} of rank {rank} is not that of rank "
-        f"{rank % topology.size if is_expert_N[place] else 0}"
+        f"{names[place]} of rank {rank} is not that of rank {int(twin_WN[rank, place])}"
         for rank, place in differing
     ]
     more = f", and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""

@@ -69,37 +69,65 @@ def check_sizes(size: int, world: int, experts: Iterable[int]) -> None:
         )
 
 
-def expert_topology(size: int, experts: Iterable[int] = ()) -> ExpertTopology:
+def expert_topology(size: int, experts: Iterable[int] = (), tensor: int = 1) -> ExpertTopology:
     """The topology of this process for `--expert-parallel-size`; all ranks must call it alike.
 
     Without an initialised process group, as in `fairseq-generate`, one process holds all experts
     whatever `size` says. The groups wait as long for their ranks as the default group does.
+
+    Args:
+        size: P.
+        experts: number of experts of each MoE layer.
+        tensor: T, `--model-parallel-size`. The grid is then that of the ranks that hold the same
+            slice, every T-th one; "world" is their number.
 
     Raises:
         UserError: see `check_sizes`.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return ExpertTopology()
-    check_sizes(size, dist.get_world_size(), experts)
-    return _distributed_topology(size, dist.get_world_size(), dist.get_rank())
+    check_sizes(size, dist.get_world_size() // tensor, experts)
+    return _distributed_topology(size, dist.get_world_size(), dist.get_rank(), tensor)
 
 
 @cache
-def _distributed_topology(size: int, world: int, rank: int) -> ExpertTopology:
-    if size == 1:
+def _distributed_topology(size: int, world: int, rank: int, tensor: int) -> ExpertTopology:
+    if size == 1 and tensor == 1:
         return ExpertTopology(data_size=world, data_group=dist.group.WORLD)
-    groups = _new_groups([range(start, start + size) for start in range(0, world, size)])
-    data_size = world // size
-    data_groups = (
-        _new_groups([range(place, world, size) for place in range(size)]) if data_size > 1 else None
+    place = rank // tensor
+    data_size = world // tensor // size
+    group = _own_group(
+        rank,
+        [
+            range((number * size) * tensor + slice_, (number + 1) * size * tensor, tensor)
+            for slice_ in range(tensor)
+            for number in range(data_size)
+        ],
+    )
+    data_group = _own_group(
+        rank,
+        [
+            range(offset * tensor + slice_, world, size * tensor)
+            for slice_ in range(tensor)
+            for offset in range(size)
+        ],
     )
     return ExpertTopology(
         size=size,
-        rank=rank % size,
-        group=groups[rank // size],
+        rank=place % size,
+        group=group,
         data_size=data_size,
-        data_group=data_groups[rank % size] if data_groups else None,
+        data_group=data_group,
     )
+
+
+def _own_group(rank: int, members: list[range]) -> dist.ProcessGroup | None:
+    """The group of this rank; None where groups are of one rank. All ranks make all groups."""
+    if len(members[0]) == 1:
+        return None
+    groups = _new_groups(members)
+    [own] = [group for group, ranks in zip(groups, members, strict=True) if rank in ranks]
+    return own
 
 
 def _new_groups(members: Iterable[Iterable[int]]) -> list[dist.ProcessGroup]:

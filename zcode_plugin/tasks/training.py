@@ -19,6 +19,7 @@ from zcode_plugin.checkpoint.vocabulary import rows_for
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.models.moe_checks import check_alone
 from zcode_plugin.models.moe_transformer import MoETransformer
+from zcode_plugin.models.sliced_checks import check_one_process
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
 from zcode_plugin.parallel import fully_sharded
@@ -28,6 +29,7 @@ from zcode_plugin.parallel.gradients import attach
 from zcode_plugin.parallel.objectives import normalizers, target_counts
 from zcode_plugin.parallel.replicas import check_replicas
 from zcode_plugin.parallel.shards import parameter_names
+from zcode_plugin.parallel.tensor import WHOLE, TensorSlicing, tensor_slicing
 from zcode_plugin.parallel.topology import ExpertTopology, check_sizes
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
@@ -61,11 +63,14 @@ class TrainingTask(FairseqTask):
     @exits_on_user_error
     def _build_model(self, cfg: Any, from_checkpoint: bool) -> Any:
         if dist.is_initialized():
-            set_timeout(self.cfg.distributed_timeout, [None, get_global_group()])
+            slicing = tensor_slicing(getattr(cfg, "model_parallel_size", 1))
+            groups = [None, get_global_group(), slicing.group, slicing.data_group]
+            set_timeout(self.cfg.distributed_timeout, groups)
             report_failures()
             # A rank that refuses its options ends; no other may still be connecting to it.
             dist.barrier()
         elif not from_checkpoint:
+            check_one_process(cfg)
             check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))
             check_alone(cfg)
         if not from_checkpoint:
@@ -97,6 +102,12 @@ class TrainingTask(FairseqTask):
                 f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
                 "which takes an --arch of the model moe_transformer"
             )
+        if model.slicing.size > 1:
+            raise UserError(
+                f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
+                "whose slices are of other symbols: finetune in whole layers first, without "
+                "--model-parallel-size"
+            )
         model.pretrained_rows = rows_V
         logger.info(
             "vocabulary: %d symbols as in %s, %d new ones",
@@ -127,14 +138,13 @@ class TrainingTask(FairseqTask):
             fully_sharded.attach(optimizer, topology)
             self.trained_parameters = parameter_names(model)
         else:
-            attach(optimizer, topology)
+            attach(optimizer, topology, _slicing(model))
         ignore_grad = ignore_grad or not any(target_counts(sample).values())
         balancer = getattr(model, "balancer", None)
         if balancer is not None:
             follow_optimizer(balancer, optimizer)
             balancer.counting = not ignore_grad
-        is_shared = topology.size > 1 or fully_sharded.is_sharded(model)
-        with failing_together(f"update {update_num + 1}", is_shared):
+        with failing_together(f"update {update_num + 1}", _is_shared(model)):
             criterion.update = update_num
             criterion.normalizers = normalizers(
                 sample,
@@ -149,14 +159,14 @@ class TrainingTask(FairseqTask):
         super().optimizer_step(optimizer, model, update_num)
         interval = self.cfg.check_replicas
         if interval > 0 and (update_num + 1) % interval == 0:
-            check_replicas(model, _topology(model), update_num + 1)
+            check_replicas(model, _topology(model), update_num + 1, _slicing(model).size)
 
     @exits_on_user_error
     def valid_step(
         self, sample: dict[str, Any], model: Any, criterion: Any
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Stock's step; with `--eval-bleu` translations, too, each rank by itself."""
-        with failing_together("validation", _topology(model).size > 1):
+        with failing_together("validation", _is_shared(model)):
             loss, sample_size, logs = super().valid_step(sample, model, criterion)
             if self.bleu is not None:
                 logs.update(self._translate(sample, model))
@@ -194,6 +204,16 @@ def _check_trainable(cfg: Any) -> None:
 
 def _topology(model: Any) -> ExpertTopology:
     return getattr(model, "topology", ExpertTopology())
+
+
+def _slicing(model: Any) -> TensorSlicing:
+    return getattr(model, "slicing", WHOLE)
+
+
+def _is_shared(model: Any) -> bool:
+    """Whether ranks need each other within a pass."""
+    spread = _topology(model).size > 1 or _slicing(model).size > 1
+    return spread or fully_sharded.is_sharded(model)
 
 
 def _counts(cfg: Any) -> list[int]:

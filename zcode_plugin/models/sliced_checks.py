@@ -1,0 +1,58 @@
+"""Refuses what tensor slicing (`--model-parallel-size`) cannot do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from zcode_plugin.errors import UserError
+
+
+def check_sliced(args: Any) -> None:
+    """Refuse options that slices know nothing of.
+
+    Args:
+        args: all options of the run.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    size = args.model_parallel_size
+    for side in ("encoder", "decoder"):
+        for name in ("attention_heads", "ffn_embed_dim"):
+            value = getattr(args, f"{side}_{name}")
+            if value % size:
+                raise UserError(
+                    f"--model-parallel-size {size} must divide --{side}-{name.replace('_', '-')} "
+                    f"{value}: change one of them"
+                )
+    refused = {
+        "--zero-sharding": getattr(args, "zero_sharding", "none") != "none",
+        "--ddp-backend fully_sharded": getattr(args, "ddp_backend", "") == "fully_sharded",
+        "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,
+        "--adaptive-input": getattr(args, "adaptive_input", False),
+        "--quant-noise-pq": getattr(args, "quant_noise_pq", 0) > 0,
+        "--scale-fc": getattr(args, "scale_fc", False),
+        "--encoder-xformers-att-config and --decoder-xformers-att-config": any(
+            getattr(args, f"{side}_xformers_att_config", None) for side in ("encoder", "decoder")
+        ),
+    }
+    for flag, is_given in refused.items():
+        if is_given:
+            raise UserError(
+                f"{flag} cannot go with --model-parallel-size {size}, whose slices know nothing of "
+                "it: drop one of them"
+            )
+
+
+def check_one_process(args: Any) -> None:
+    """Refuse slices without ranks to hold them.
+
+    Raises:
+        UserError: naming the flag.
+    """
+    size = getattr(args, "model_parallel_size", 1)
+    if size > 1:
+        raise UserError(
+            f"--model-parallel-size {size} needs a multiple of {size} ranks, this is one process: "
+            "start it with torchrun, or drop the flag"
+        )
