@@ -105,10 +105,6 @@ def differ(state: State) -> None:
         state["last_optimizer_state"]["state"][0]["exp_avg"][0, 0] = 7
 
 
-def shard(state: State) -> None:
-    state["cfg"]["distributed_training"]["ddp_backend"] = "fully_sharded"
-
-
 def group(state: State) -> None:
     state["cfg"]["dataset"] = {"grouped_shuffling": True}
 
@@ -127,8 +123,6 @@ def group(state: State) -> None:
          "multitask_multilingual does: it was saved by another task or an older version"),
         (differ, "{1}: encoder.embed_tokens.weight differs from the same entry of another rank "
          "(checkpoint_last-rank-0.pt and on): the files are not of one save"),
-        (shard, "{0} is of a run with --ddp-backend fully_sharded, whose files hold parts of the "
-         "shared weights or their optimizer's state: only experts can be divided anew"),
         (group, "--grouped-shuffling orders batches by the number of ranks, so that there is no "
          "such place in the middle of an epoch: use a checkpoint from the end of one"),
     ],
