@@ -18,6 +18,7 @@ def test_forms_and_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("E", "E+Z1", "E+Z3", "E+Z-Off", "E+M", "E+Z-Off+M"):
         assert f"\n{form} " in output
     assert "--moe-expert-count 16 --expert-parallel-size 8" in output
+    assert "E+Z-Off+M is computed alone" in output
     assert main([*line, "--json", "--", "--moe-expert-count", "16"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["forms"][0]["form"] == "E"

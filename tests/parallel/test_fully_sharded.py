@@ -18,7 +18,8 @@ from zcode_plugin.checkpoint import io, names
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.moe_checks import check_fully_sharded
 from zcode_plugin.models.moe_config import MoEConfig
-from zcode_plugin.parallel.fully_sharded import state_bytes
+from zcode_plugin.planning.forms import ELEMENTS, Form, state_memory
+from zcode_plugin.planning.shapes import ModelShape
 
 SHARDED = ("--ddp-backend", "fully_sharded")
 UPDATES, BATCHES, CLIP = 5, 4, 0.3  # batches of an update over all ranks
@@ -280,7 +281,17 @@ def test_bytes_of_a_rank(
     backend = (*SHARDED, "--bucket-cap-mb", "0") if world > 1 else ()
     run_layout(reversal, tmp_path, world, size, *backend, updates=2)
     elements = measured(single, 0)
-    expected = state_bytes(elements["shared"], elements["experts"], world, size)
+    shape = ModelShape(
+        dense=elements["shared"], sliced=0, experts=elements["experts"], largest=0,
+        expert_layers=(4, 4), encoder_layers=2, decoder_layers=2, width=64, top_k=1,
+        capacity_factor=1.0, active=0,
+    )  # fmt: skip
+    memory = state_memory(shape, Form(world, size, zero=3), ELEMENTS["fp32"])
+    expected = {
+        "parameters": memory.parameters,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+    }
     for rank in range(world):
         found = measured(tmp_path, rank)
         assert {name: found[name] for name in expected} == pytest.approx(expected, rel=0.05)

@@ -205,23 +205,3 @@ def _norm_over_ranks(parameters: list[nn.Parameter]) -> Tensor:
 
 def _wrappers(model: nn.Module) -> Iterator[FairscaleFSDP]:
     return (module for module in model.modules() if isinstance(module, FairscaleFSDP))
-
-
-def state_bytes(shared: int, experts: int, world: int, size: int) -> dict[str, int]:
-    """Bytes that a rank holds between updates, in float32 with adam.
-
-    Without padding, and without the buckets that gradients are parts of: each may be
-    `--bucket-cap-mb` / ranks larger than what is in it.
-
-    Args:
-        shared: elements of all weights but the experts'.
-        experts: elements of the weights of all experts.
-        world: number of ranks.
-        size: P, ranks over which the experts are spread.
-
-    Returns:
-        `parameters`, `gradients` and `optimizer` (two moments).
-    """
-    same_experts = world // size
-    weights = 4 * (-(-shared // world) + -(-experts // (size * same_experts)))
-    return {"parameters": weights, "gradients": weights, "optimizer": 2 * weights}
