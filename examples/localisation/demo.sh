@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The whole road in one script: corpus, data, expert-parallel training, one checkpoint, BLEU.
 # Each step is skipped when its product is there; an interrupted training goes on where it was.
-# Everything lands in runs/demo (or the folder that $RUN names).
+# Everything lands in runs/demo (or the folder that $RUN names); $EXTRA holds further training flags.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -38,7 +38,8 @@ else
     --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 1024 \
     --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 --data-buffer-size 0 \
     --no-epoch-checkpoints --validate-interval 1000 \
-    --log-format simple --log-interval 50 --save-dir "$RUN/checkpoints" 2>"$RUN/train.err" |
+    --log-format simple --log-interval 50 --save-dir "$RUN/checkpoints" ${EXTRA:-} \
+    2>"$RUN/train.err" |
     tee -a "$RUN/train.log" | grep --line-buffered -E "train_inner|valid on" || {
       tail -n 30 "$RUN/train.err" >&2
       exit 1
