@@ -158,6 +158,7 @@ def test_fp16_on_cpu(train: Run, tmp_path: Path) -> None:
     assert second < first
 
 
+@pytest.mark.slow
 def test_fully_sharded_on_cpu(train: Run, tmp_path: Path) -> None:
     """Two ranks, saved and resumed: the losses of --ddp-backend legacy_ddp."""
 

@@ -229,6 +229,7 @@ def test_a_run_in_shards_moves_to_one_process(adam: Path, reversal: Path, tmp_pa
     assert_same(adam, one, 1e-4)
 
 
+@pytest.mark.slow
 def test_shards_are_resumed_joined_and_translate_alike(
     adam: Path, reversal: Path, tmp_path: Path
 ) -> None:
