@@ -12,7 +12,7 @@ import torch
 from toy import TASK, bleu, generate, lines, run, train
 
 from zcode_plugin.checkpoint import io
-from zcode_plugin.checkpoint.gather import UNSET_BUFFER
+from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.cli.main import main
 
 ENCODER = "encoder.layers.1.moe_layer"

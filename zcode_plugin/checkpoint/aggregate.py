@@ -227,10 +227,9 @@ def _check_alike(first: Gathered, other: Gathered, first_path: Path, path: Path)
 def _check_shapes(first: Gathered, other: Gathered, first_path: Path, path: Path) -> None:
     """Entries of experts and gates; `mean` looks at all others."""
     for layer in first.experts:
-        for key in (names.gate_key(layer), f"{layer}.experts.0.fc1.weight"):
-            shapes = [tuple(model.state["model"][key].shape[1:]) for model in (first, other)]
-            if key.endswith("fc1.weight"):
-                shapes = [tuple(model.state["model"][key].shape) for model in (first, other)]
+        # A gate has a row for each expert, of which there may be other numbers.
+        for key, start in ((names.gate_key(layer), 1), (f"{layer}.experts.0.fc1.weight", 0)):
+            shapes = [tuple(model.state["model"][key].shape[start:]) for model in (first, other)]
             if shapes[0] != shapes[1]:
                 raise UserError(
                     f"{path} and {first_path} are different models: {key} has {shapes[1]} in one "

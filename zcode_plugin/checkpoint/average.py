@@ -11,12 +11,12 @@ import torch
 
 from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.gather import (
-    UNSET_BUFFER,
     check_ranks,
     check_same_save,
     gather,
     weights,
 )
+from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import bit_equal, identity
 from zcode_plugin.errors import UserError
 

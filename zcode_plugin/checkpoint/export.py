@@ -20,7 +20,8 @@ from zcode_plugin.checkpoint.export_options import (
     weight_names,
 )
 from zcode_plugin.checkpoint.folders import CONFIG, WEIGHTS
-from zcode_plugin.checkpoint.gather import UNSET_BUFFER, Gathered
+from zcode_plugin.checkpoint.gather import Gathered
+from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import count_elements, identity
 from zcode_plugin.checkpoint.tokenisation import SENTENCEPIECE, Vocabulary
 from zcode_plugin.errors import UserError

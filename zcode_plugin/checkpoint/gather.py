@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names, optimizer, shards
+from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.optimizer import Moments
 from zcode_plugin.checkpoint.slices import join
 from zcode_plugin.checkpoint.tensors import bit_equal, with_own_storage
 from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.sharding import OWNED
 
-# fairseq's sinusoidal positions own a number that nothing ever sets; only its device is read.
-UNSET_BUFFER = "embed_positions._float_tensor"
 # Entries of extra_state that are model weights too, experts included (--store-ema).
 WEIGHTS_IN_EXTRA_STATE = ("ema", "ema_fp32_params")
 

@@ -21,6 +21,8 @@ _RANK_FILE = re.compile(r"(?P<stem>.+)-(?P<kind>rank|model_part)-(?P<rank>\d+)\.
 ONE_EMBEDDING = MappingProxyType({"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"})
 # Of a run with --use-sharded-state.
 _SHARD = re.compile(r"(?P<stem>.+?)(?:-rank-\d+)?-shard(?P<shard>\d+)\.pt")
+# fairseq's sinusoidal positions own a number that nothing ever sets; only its device is read.
+UNSET_BUFFER = "embed_positions._float_tensor"
 _EXPERT_KEY = re.compile(
     r"(?P<layer>.*\bmoe_layer)\.experts\.(?P<expert>\d+)\.(?P<parameter>.+)",
 )

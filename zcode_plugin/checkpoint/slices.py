@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import bit_equal, identity
 from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.tensor import TensorSlicing
@@ -55,7 +56,7 @@ def join(parts: Sequence[Mapping[str, Any]], paths: Sequence[Path]) -> dict[str,
         if dim is None:
             joined[key] = first
             for value, path in zip(values, paths, strict=True):
-                if not key.endswith("_float_tensor") and not bit_equal(value, first):
+                if not key.endswith(UNSET_BUFFER) and not bit_equal(value, first):
                     raise UserError(
                         f"{path}: {key} differs from the same entry of {paths[0]}: the files are "
                         "not of one save"

@@ -17,7 +17,7 @@ from zcode_plugin.data.languages import (
 )
 from zcode_plugin.data.objectives import KNOWN
 from zcode_plugin.errors import UserError
-from zcode_plugin.tasks.config import comma_list
+from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.multitask_multilingual import MultitaskMultilingualTask
 
 SENTENCEPIECE = "sentencepiece.model"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from zcode_plugin.cli.console import format_table, step
 from zcode_plugin.cli.outputs import add_output_arguments, check_output
 from zcode_plugin.errors import UserError
+from zcode_plugin.lists import comma_list
 
 if TYPE_CHECKING:
     from zcode_plugin.checkpoint.gather import Gathered
@@ -111,7 +112,7 @@ def _scores(args: argparse.Namespace, gathered: Gathered) -> Scores:
     from zcode_plugin.checkpoint.prune import random_scores, scores_of
     from zcode_plugin.checkpoint.statistics import read_statistics
 
-    pairs = [part.strip() for part in (args.pairs or "").split(",") if part.strip()]
+    pairs = comma_list(args.pairs)
     if args.by == "random":
         if args.stats or pairs:
             raise UserError("--by random needs no --stats and no --pairs: leave them out")

@@ -6,8 +6,9 @@ import argparse
 from pathlib import Path
 
 from zcode_plugin.cli.console import count, format_table, quiet_fairseq, step
-from zcode_plugin.cli.outputs import write_texts
+from zcode_plugin.cli.outputs import check_outputs, write_texts
 from zcode_plugin.errors import UserError
+from zcode_plugin.lists import comma_list
 
 DESCRIPTION = """Run a checkpoint over a split of binarised data, with its references, and add up
 for each layer, objective, pair and expert: tokens sent to the expert (load), the sum of their
@@ -51,9 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out.suffix != ".json":
         raise UserError(f"--out {args.out}: the name must end in .json")
     outputs = [args.out, args.out.with_suffix(".csv")]
-    for path in outputs:
-        if path.exists() and not args.force:
-            raise UserError(f"{path} exists: --force overwrites it, --out names another")
+    check_outputs(outputs, args.out, [], force=args.force)
     if not args.data.is_dir():
         raise UserError(f"there is no folder {args.data}")
     if args.max_tokens < 1:
@@ -63,8 +62,8 @@ def run(args: argparse.Namespace) -> int:
     selection = Selection(
         args.data,
         args.gen_subset,
-        _list(args.pairs),
-        _list(args.objectives),
+        comma_list(args.pairs),
+        comma_list(args.objectives),
         args.max_tokens,
         args.capacity_factor,
         args.cpu,
@@ -91,7 +90,3 @@ def run(args: argparse.Namespace) -> int:
     print(format_table(rows))
     print(f"written: {outputs[0]}, {outputs[1]}")
     return 0
-
-
-def _list(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.lists import comma_list
 
 
 def freeze(model: nn.Module, words: str) -> None:
@@ -16,7 +17,7 @@ def freeze(model: nn.Module, words: str) -> None:
     Raises:
         UserError: a word that no parameter has.
     """
-    wanted = [word.strip() for word in words.split(",") if word.strip()]
+    wanted = comma_list(words)
     parameters = dict(model.named_parameters())
     trained = {word: {name for name in parameters if f".{word}." in f".{name}."} for word in wanted}
     for word, found in trained.items():

@@ -60,8 +60,9 @@ class _Kept:
 
     def pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in {*self.ignored, *self._seen}:
-            self._seen[storage.data_ptr()] = tensor  # alive, or another might get its address
+        address = storage.data_ptr()
+        if address not in self.ignored and address not in self._seen:
+            self._seen[address] = tensor  # alive, or another might get its address
             self.bytes[self.place] = self.bytes.get(self.place, 0) + storage.nbytes()
         return tensor
 

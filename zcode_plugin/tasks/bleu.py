@@ -20,6 +20,7 @@ from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER, BLEUScore
 from torch import Tensor
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.lists import comma_list
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class BleuEvaluation:
     def __init__(self, cfg: EvalBleuConfig, dictionary: Dictionary, directions: Sequence[str]):
         self.cfg = cfg
         self.dictionary = dictionary
-        chosen = [part.strip() for part in (cfg.eval_bleu_pairs or "").split(",") if part.strip()]
+        chosen = comma_list(cfg.eval_bleu_pairs)
         for name in chosen:
             if name not in directions:
                 raise UserError(

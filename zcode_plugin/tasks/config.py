@@ -5,7 +5,7 @@ Names and meanings are those of stock `translation_multi_simple_epoch` where it 
 
 # No postponed annotations: fairseq builds its parser from the types of the fields.
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Optional
 
 from fairseq.data.indexed_dataset import get_available_dataset_impl
 from fairseq.dataclass import ChoiceEnum
@@ -16,6 +16,7 @@ from zcode_plugin.data.noise import Noise
 from zcode_plugin.data.sampling import Temperature
 from zcode_plugin.data.schedules import Schedule, parse_schedule
 from zcode_plugin.errors import UserError
+from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.bleu import EvalBleuConfig
 
 _Langtok = ChoiceEnum(["src", "tgt"])
@@ -277,8 +278,3 @@ def masking(cfg: MultitaskMultilingualConfig, objective: str) -> Masking:
     """The masking of mlm or electra; electra masks all tokens that are to be told."""
     rates = (cfg.mlm_random, cfg.mlm_keep) if objective == "mlm" else (0.0, 0.0)
     return Masking(cfg.mlm_mask, *rates, whole_words=not cfg.mlm_single_tokens)
-
-
-def comma_list(value: Any) -> list[str]:
-    """`"a,b"` -> ["a", "b"]; None and "" -> []."""
-    return [part.strip() for part in str(value or "").split(",") if part.strip()]

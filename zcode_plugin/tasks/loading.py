@@ -31,9 +31,9 @@ from zcode_plugin.data.languages import (
 from zcode_plugin.data.objectives import KNOWN, MASKED
 from zcode_plugin.data.schedules import Schedule
 from zcode_plugin.errors import UserError
+from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.config import (
     MultitaskMultilingualConfig,
-    comma_list,
     masking,
     noise,
     noise_strength,

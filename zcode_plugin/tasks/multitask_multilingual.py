@@ -26,10 +26,10 @@ from zcode_plugin.data.languages import (
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import KNOWN, parse_objectives, parse_token_budgets
 from zcode_plugin.errors import UserError, exits_on_user_error
+from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import (
     MultitaskMultilingualConfig,
-    comma_list,
     sampling_weights,
     temperature,
 )
