@@ -59,7 +59,12 @@ def expert_parallel_size(state: Mapping[str, Any]) -> int:
 
 def is_zero_sharded(state: Mapping[str, Any]) -> bool:
     """Whether that run had `--zero-sharding os`."""
-    return str(get(section(state, "distributed_training"), "zero_sharding", "none")) != "none"
+    return asks_for_zero_sharding(section(state, "distributed_training"))
+
+
+def asks_for_zero_sharding(options: Any) -> bool:
+    """Whether options, of a run or of its distributed training, have `--zero-sharding os`."""
+    return str(get(options, "zero_sharding", "none")) != "none"
 
 
 def set_zero_sharding(state: Mapping[str, Any], value: str) -> None:

@@ -22,7 +22,7 @@ from zcode_plugin.checkpoint.export_options import (
 from zcode_plugin.checkpoint.folders import CONFIG, WEIGHTS
 from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
-from zcode_plugin.checkpoint.tensors import count_elements, identity
+from zcode_plugin.checkpoint.tensors import count_elements, identity, with_own_storage
 from zcode_plugin.checkpoint.tokenisation import SENTENCEPIECE, Vocabulary
 from zcode_plugin.errors import UserError
 
@@ -180,18 +180,11 @@ def _save(weights: Mapping[str, torch.Tensor], folder: Path) -> None:
     from safetensors.torch import save_file
 
     # Views of one storage are what safetensors refuses; contiguous ones stay mapped files.
-    tensors = {
-        name: value.clone() if _is_part(value) else value.contiguous()
-        for name, value in weights.items()
-    }
+    tensors = {name: with_own_storage(value).contiguous() for name, value in weights.items()}
     try:
         save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # a full disk
         raise UserError(f"{WEIGHTS} cannot be written: {str(error).splitlines()[0]}") from error
-
-
-def _is_part(value: torch.Tensor) -> bool:
-    return value.untyped_storage().nbytes() != value.numel() * value.element_size()
 
 
 def _config(options: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

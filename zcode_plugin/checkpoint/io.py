@@ -7,10 +7,11 @@ import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from zcode_plugin.errors import UserError
 
@@ -98,10 +99,21 @@ def save(state: Mapping[str, Any], path: Path) -> int:
 
 
 def save_all(checkpoints: Iterable[tuple[Path, Mapping[str, Any]]]) -> int:
-    """Write checkpoints that belong together: none gets its name before all are written.
+    """Write checkpoints that belong together, see `write_all`.
 
     Args:
         checkpoints: paths and states; a state is asked for when its turn comes.
+    """
+    import torch
+
+    return write_all((path, partial(torch.save, dict(state))) for path, state in checkpoints)
+
+
+def write_all(files: Iterable[tuple[Path, Callable[[BinaryIO], object]]]) -> int:
+    """Write files that belong together: none gets its name before all are written.
+
+    Args:
+        files: paths, and what writes each into an open file.
 
     Returns:
         Their size in bytes.
@@ -109,22 +121,20 @@ def save_all(checkpoints: Iterable[tuple[Path, Mapping[str, Any]]]) -> int:
     Raises:
         UserError: one cannot be written; nothing is left behind.
     """
-    import torch
-
     partials: dict[Path, Path] = {}
     path = Path()
     try:
-        for path, state in checkpoints:
+        for path, write in files:
             partials[path] = path.with_name(f".{path.name}.partial-{os.getpid()}")
             with partials[path].open("wb") as file:  # a path would put its name into the file
-                torch.save(dict(state), file)
-        for path, partial in partials.items():
-            os.replace(partial, path)
+                write(file)
+        for path, whole in partials.items():
+            os.replace(whole, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
     finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+        for left in partials.values():
+            left.unlink(missing_ok=True)
     return sum(path.stat().st_size for path in partials)
 
 

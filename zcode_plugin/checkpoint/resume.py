@@ -133,7 +133,7 @@ def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
 
 def _check_owned(options: Any, files: Mapping[int, Path], layout: _Layout) -> None:
     """Each file has the part of the optimizer's state that its rank will look for."""
-    sharded = str(config.get(options, "zero_sharding", "none")) != "none"
+    sharded = config.asks_for_zero_sharding(options)
     for rank, path in files.items():
         part = io.load_options(path)
         shards.check_start(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import shutil
 import tempfile
@@ -21,6 +20,7 @@ from zcode_plugin.checkpoint import config, names
 from zcode_plugin.cli.evaluation import generation, scores
 from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.cli.evaluation.scores import Score
+from zcode_plugin.cli.outputs import write_texts
 from zcode_plugin.cli.stock import StockCommand, StockJob, StockResult, available_cores
 from zcode_plugin.errors import UserError
 
@@ -213,6 +213,4 @@ def _write_json(args: argparse.Namespace, evaluation: Evaluation) -> None:
         },
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = args.out.with_name(f".{args.out.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, args.out)
+    write_texts({args.out: json.dumps(record, indent=2, ensure_ascii=False) + "\n"})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zcode_plugin.cli.console import count, format_table, step
+from zcode_plugin.cli.outputs import add_checkpoint_argument
 from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,12 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="one file, any rank's file, or the name without a rank",
-    )
+    add_checkpoint_argument(parser)
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--format", required=True, choices=(SAFETENSORS, HUGGINGFACE), help="what to write")
     add(

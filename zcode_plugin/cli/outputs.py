@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-from zcode_plugin.checkpoint import names
+from zcode_plugin.checkpoint import io, names
 from zcode_plugin.errors import UserError
 
 
@@ -26,6 +26,16 @@ def output_name(out: str, first: Path) -> Path:
     if not path.parent.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent.parent}; make it first")
     return path
+
+
+def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
+    """`CKPT`, of verbs that read any layout."""
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CKPT",
+        help="one file for all ranks, or any rank's file, or the name without a rank",
+    )
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,20 +77,9 @@ def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write files that belong together: none gets its name before all are written.
+    """Write files that belong together, see `io.write_all`."""
 
-    Raises:
-        UserError: one cannot be written; nothing is left behind.
-    """
-    partials = {path: path.with_name(f".{path.name}.partial-{os.getpid()}") for path in texts}
-    path = Path()
-    try:
-        for path, text in texts.items():
-            partials[path].write_text(text, encoding="utf-8")
-        for path, partial in partials.items():
-            os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}") from error
-    finally:
-        for partial in partials.values():
-            partial.unlink(missing_ok=True)
+    def writer(text: str) -> Callable[[BinaryIO], object]:
+        return lambda file: file.write(text.encode("utf-8"))
+
+    io.write_all((path, writer(text)) for path, text in texts.items())

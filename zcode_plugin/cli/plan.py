@@ -98,7 +98,6 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         fixed = memory.activations + memory.exchange
         device, host = args.memory * GB, args.host_memory * GB
         most = forms.largest_experts(shape, form, element, fixed, device, host)
-        layer_size = shape.experts / max(1, sum(shape.expert_layers)) * len(shape.expert_layers)
         rows.append(
             {
                 "form": form.name,
@@ -106,7 +105,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
                 "memory": vars(memory) | {"total": memory.total},
                 "fits": memory.total <= device and memory.host <= host,
                 "largest_experts": most,
-                "largest_parameters": round(shape.dense + layer_size * most) if most else 0,
+                "largest_parameters": shape.with_experts(most).total if most else 0,
                 "traffic": vars(forms.traffic(shape, form, element)),
                 "flags": _flags(args, form),
             }

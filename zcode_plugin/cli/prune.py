@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zcode_plugin.cli.console import format_table, step
-from zcode_plugin.cli.outputs import add_output_arguments, check_output
+from zcode_plugin.cli.outputs import add_checkpoint_argument, add_output_arguments, check_output
 from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CKPT", help="one file, any rank's, or without a rank")
+    add_checkpoint_argument(parser)
     add("--keep", required=True, metavar="K", help="experts that stay of each layer, or 50%%")
     add("--by", required=True, choices=CRITERIA, help="which stay")
     add("--stats", type=Path, metavar="FILE", help="what zcode stats wrote for this checkpoint")

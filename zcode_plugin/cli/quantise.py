@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zcode_plugin.cli.console import count, format_table, step
-from zcode_plugin.cli.outputs import add_output_arguments, check_output
+from zcode_plugin.cli.outputs import add_checkpoint_argument, add_output_arguments, check_output
 
 if TYPE_CHECKING:
     from zcode_plugin.checkpoint.quantise import Quantisation
@@ -28,12 +27,7 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.add_argument(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="one file, any rank's file, or the name without a rank",
-    )
+    add_checkpoint_argument(parser)
     parser.add_argument(
         "--bits", type=int, choices=(8, 4), required=True, help="of an expert's weight"
     )

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from zcode_plugin.cli.console import count, format_table, step
-from zcode_plugin.cli.outputs import check_outputs, output_name
+from zcode_plugin.cli.outputs import add_checkpoint_argument, check_outputs, output_name
 from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,12 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add(
-        "checkpoint",
-        type=Path,
-        metavar="CKPT",
-        help="one file for all ranks, or any rank's file, or the name without a rank",
-    )
+    add_checkpoint_argument(parser)
     add(
         "--ranks",
         type=int,

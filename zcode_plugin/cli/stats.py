@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from zcode_plugin.cli.console import count, format_table, quiet_fairseq, step
-from zcode_plugin.cli.outputs import check_outputs, write_texts
+from zcode_plugin.cli.outputs import add_checkpoint_argument, check_outputs, write_texts
 from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list
 
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CKPT", help="one file, any rank's, or without a rank")
+    add_checkpoint_argument(parser)
     add("data", type=Path, metavar="DATA", help="folder of binarised data")
     add("--out", type=Path, required=True, metavar="OUT.json", help="file to write")
     add("--gen-subset", default="valid", metavar="SPLIT", help="split (default: valid)")

@@ -6,7 +6,7 @@ from argparse import Namespace
 
 import torch
 
-from zcode_plugin.checkpoint.config import FLOAT_BITS
+from zcode_plugin.checkpoint.config import FLOAT_BITS, asks_for_zero_sharding
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import ExpertLayout
 from zcode_plugin.models.moe_config import MoEConfig
@@ -50,7 +50,7 @@ def check_parallel(args: Namespace) -> None:
             "ranks, which would wait for each other's tokens: set them to 0 when "
             "--expert-parallel-size is more than 1"
         )
-    if is_zero_sharded(args):
+    if asks_for_zero_sharding(args):
         _check_zero_sharding(args)
 
 
@@ -60,16 +60,11 @@ def check_alone(args: Namespace) -> None:
     Raises:
         UserError: one line with the flag and the remedy.
     """
-    if is_zero_sharded(args):
+    if asks_for_zero_sharding(args):
         raise UserError(
             f"--zero-sharding {args.zero_sharding} spreads the optimizer's state over ranks, and "
             "this run has one: leave it out"
         )
-
-
-def is_zero_sharded(args: Namespace) -> bool:
-    """Whether the optimizer's state is spread over ranks."""
-    return str(getattr(args, "zero_sharding", "none")) != "none"
 
 
 def _check_zero_sharding(args: Namespace) -> None:

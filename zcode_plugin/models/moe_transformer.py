@@ -19,6 +19,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
+from zcode_plugin.checkpoint.config import asks_for_zero_sharding
 from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
 from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
@@ -29,7 +30,6 @@ from zcode_plugin.models.moe_checks import (
     check,
     check_fully_sharded,
     check_parallel,
-    is_zero_sharded,
 )
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.models.sliced import slice_model
@@ -197,7 +197,7 @@ class MoETransformer(TransformerModel):
             freeze(model, moe.freeze_except)
         if topology.size > 1:
             prepare_model(model)
-            if is_zero_sharded(args):
+            if asks_for_zero_sharding(args):
                 from zcode_plugin.parallel.zero import arrange  # fairscale is needed for it alone
 
                 arrange(topology)

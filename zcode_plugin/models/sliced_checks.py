@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from zcode_plugin.checkpoint.config import asks_for_zero_sharding
 from zcode_plugin.errors import UserError
 
 
@@ -26,7 +27,7 @@ def check_sliced(args: Any) -> None:
                     f"{value}: change one of them"
                 )
     refused = {
-        "--zero-sharding": getattr(args, "zero_sharding", "none") != "none",
+        "--zero-sharding": asks_for_zero_sharding(args),
         "--ddp-backend fully_sharded": getattr(args, "ddp_backend", "") == "fully_sharded",
         "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,
         "--adaptive-input": getattr(args, "adaptive_input", False),

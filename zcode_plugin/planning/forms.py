@@ -244,20 +244,17 @@ def largest_experts(
         fixed: bytes on the device that do not depend on experts: activations, buffers.
         device, host: bytes of each rank.
     """
-    layers = len(shape.expert_layers)
-    per_expert = shape.experts / max(1, sum(shape.expert_layers))
-    fits = 0
-    step = 1
+    fits, step = 0, 1
     while step:
         count = fits + step
-        experts = per_expert * layers * count * form.parallel
-        scaled = replace(
-            shape,
-            experts=round(experts),
-            expert_layers=tuple([count * form.parallel] * layers),
-        )
+        scaled = shape.with_experts(count * form.parallel)
         memory = state_memory(scaled, form, element)
-        if layers and memory.total + fixed <= device and memory.host <= host and count < 2**40:
+        if (
+            shape.expert_layers
+            and memory.total + fixed <= device
+            and memory.host <= host
+            and count < 2**40
+        ):
             fits, step = count, step * 2
         else:
             step //= 2

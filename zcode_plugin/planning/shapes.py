@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,6 +49,14 @@ class ModelShape:
     def total(self) -> int:
         """All parameters."""
         return self.dense + self.experts
+
+    def with_experts(self, count: int) -> ModelShape:
+        """The same with so many experts in each MoE layer."""
+        layers = len(self.expert_layers)
+        of_each = self.experts / max(1, sum(self.expert_layers))
+        return replace(
+            self, experts=round(of_each * layers * count), expert_layers=(count,) * layers
+        )
 
 
 class Vocabulary(Dictionary):
