@@ -24,6 +24,7 @@ def write_corpus(files: Mapping[str, Sequence[str]], out: Path, manifest: dict[s
         fresh.mkdir()
         for name, lines in files.items():
             text = "".join(f"{line}\n" for line in lines)
+            (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_text(text, encoding="utf-8", newline="\n")
         manifest["files"] = {
             name: {"lines": len(files[name]), "sha256": sha256_of(fresh / name)}

@@ -95,22 +95,61 @@ def cluster_messages(messages: Collection[str], translations: Translations) -> C
 
 
 def _join_similar(clusters: Clusters, keys: Mapping[str, str], threshold: float) -> None:
-    """Join messages whose 4-gram sets have a Jaccard similarity of `threshold` or more.
+    """Join messages whose 4-gram sets have a Jaccard similarity of `threshold` or more."""
+    found = _Shingled(keys, threshold)
+    for message in found.shingles:
+        for other in found.similar(message):
+            clusters.join(message, other)
+        found.add(message)
+
+
+def similar_messages(
+    queries: Collection[str], messages: Collection[str], translations: Translations
+) -> dict[str, set[str]]:
+    """The variants of each query among `messages`, all English lines, itself left out.
+
+    They are what `cluster_messages` would join directly, without comparing all with all.
+    """
+    similar: dict[str, set[str]] = {query: set() for query in queries}
+    sides = [({message: message for message in messages}, ENGLISH_SIMILARITY)]
+    sides += [(pairs, TRANSLATION_SIMILARITY) for pairs in translations.values()]
+    for lines, threshold in sides:
+        found = _Shingled({message: variant_key(lines[message]) for message in lines}, threshold)
+        for message in found.shingles:
+            found.add(message)
+        for query in similar.keys() & found.shingles.keys():
+            similar[query] |= found.similar(query) - {query}
+    return similar
+
+
+class _Shingled:
+    """Messages by their 4-gram sets, to find those of a Jaccard similarity of `threshold` or more.
 
     Prefix filter: with shingles in order of rarity, two such sets must share one among their
     first ``size - ceil(threshold * size) + 1``, so only these are indexed and looked up.
     """
-    shingles = {message: _shingles(key) for message, key in keys.items()}
-    frequency = Counter(shingle for found in shingles.values() for shingle in found)
-    index: dict[str, list[str]] = defaultdict(list)
-    for message, found in shingles.items():
-        rarest = sorted(found, key=lambda shingle: (frequency[shingle], shingle))
-        prefix = rarest[: len(rarest) - math.ceil(threshold * len(rarest)) + 1]
-        for other in {other for shingle in prefix for other in index[shingle]}:
-            if _jaccard(found, shingles[other]) >= threshold:
-                clusters.join(message, other)
-        for shingle in prefix:
-            index[shingle].append(message)
+
+    def __init__(self, keys: Mapping[str, str], threshold: float) -> None:
+        self.shingles = {message: _shingles(key) for message, key in keys.items()}
+        self._threshold = threshold
+        self._frequency = Counter(one for found in self.shingles.values() for one in found)
+        self._index: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, message: str) -> None:
+        """From now on the message is found."""
+        for shingle in self._prefix(message):
+            self._index[shingle].append(message)
+
+    def similar(self, message: str) -> set[str]:
+        """Those added so far that are similar to a message."""
+        own = self.shingles[message]
+        near = {other for shingle in self._prefix(message) for other in self._index[shingle]}
+        return {other for other in near if _jaccard(own, self.shingles[other]) >= self._threshold}
+
+    def _prefix(self, message: str) -> list[str]:
+        own = self.shingles[message]
+        rarest = sorted(own, key=lambda shingle: (self._frequency[shingle], shingle))
+        return rarest[: len(rarest) - math.ceil(self._threshold * len(rarest)) + 1]
 
 
 def similarity(one: str, other: str) -> float:

@@ -1,0 +1,137 @@
+"""Runs of fairseq-train for a study, each in a folder of its own.
+
+A run that is finished is not run again, one that was interrupted goes on from its last checkpoint.
+Runs go side by side, each on one thread, so that the cores are full and none disturbs another more
+than in any other study.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sysconfig
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+USER_DIR = Path(__file__).resolve().parents[2] / "zcode_plugin"
+# All runs of all studies: what differs stands in the study.
+COMMON = (
+    "--user-dir", str(USER_DIR), "--task", "multitask_multilingual", "--multitask", "mt",
+    "--encoder-langtok", "tgt", "--decoder-langtok", "--sampling-method", "temperature",
+    "--sampling-temperature", "2", "--criterion", "multitask_summed_loss",
+    "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)",
+    "--clip-norm", "1.0", "--lr-scheduler", "inverse_sqrt", "--dropout", "0.1",
+    "--max-tokens", "2048", "--max-tokens-valid", "4096", "--cpu", "--num-workers", "0",
+    "--data-buffer-size", "0", "--no-epoch-checkpoints", "--log-format", "json",
+    "--validate-interval", "1000", "--keep-interval-updates", "1",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        name: of its folder, within the study.
+        updates: how long it trains.
+        options: of fairseq-train, beyond COMMON.
+    """
+
+    name: str
+    updates: int
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A validation: after how many updates and seconds of training; the loss in bits a target."""
+
+    updates: int
+    seconds: float
+    loss: float
+
+
+class Study:
+    """Trains runs on one set of data and reads what came of them.
+
+    Args:
+        folder: for the runs.
+        data: binarised data.
+        jobs: runs at a time.
+    """
+
+    def __init__(self, folder: Path, data: Path, jobs: int):
+        self.folder, self.data, self.jobs = folder, data, jobs
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def checkpoint(self, run: Run) -> Path:
+        """The last checkpoint of a run."""
+        return self.folder / run.name / "checkpoint_last.pt"
+
+    def train(self, runs: Iterable[Run]) -> None:
+        """Train those of the runs that are not finished."""
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for _ in pool.map(self._train, runs):
+                pass
+
+    def _train(self, run: Run) -> None:
+        folder = self.folder / run.name
+        folder.mkdir(exist_ok=True)
+        line = [*COMMON, "--max-update", str(run.updates), *run.options]
+        note = folder / "options.json"
+        if note.exists() and json.loads(note.read_text()) != line:
+            raise SystemExit(f"{folder} holds a run with other options: delete it, or choose --runs")
+        note.write_text(json.dumps(line))
+        if (folder / "finished").exists():
+            return
+        print(f"training {run.name}, {run.updates} updates", flush=True)
+        command = [str(SCRIPTS / "fairseq-train"), str(self.data), *line, "--save-dir", str(folder)]
+        call(command, folder / "train.log")
+        (folder / "finished").touch()
+
+    def evaluate(self, run: Run, *options: str) -> dict[str, Any]:
+        """What `zcode evaluate` says of a run; translations are kept in its folder."""
+        folder = self.folder / run.name
+        result = folder / "results.json"
+        if not result.exists():
+            print(f"translating with {run.name}", flush=True)
+            command = [str(SCRIPTS / "zcode"), "evaluate", str(self.data)]
+            command += ["--path", str(self.checkpoint(run)), "--out", str(result)]
+            command += ["--translations", str(folder / "translations"), *options, "--", "--cpu"]
+            call(command, folder / "evaluate.log")
+        return json.loads(result.read_text())
+
+    def curve(self, run: Run) -> list[Point]:
+        """The validations of a run, in the order of updates."""
+        seconds: dict[int, float] = {}
+        losses: dict[int, float] = {}
+        for entry in self.log(run):
+            if "train_wall" in entry:
+                seconds[int(entry["num_updates"])] = float(entry["train_wall"])
+            if "valid_mt_nll_loss" in entry:
+                losses[int(entry["valid_num_updates"])] = float(entry["valid_mt_nll_loss"])
+        return [Point(n, seconds.get(n, float("nan")), losses[n]) for n in sorted(losses)]
+
+    def log(self, run: Run) -> Iterator[dict[str, Any]]:
+        """The entries of a run's log; of a part that was trained twice, both."""
+        for line in (self.folder / run.name / "train.log").read_text().splitlines():
+            if "| {" in line and line.endswith("}"):
+                yield json.loads(line[line.index("{") :])
+
+
+def call(command: Sequence[str], log: Path) -> None:
+    """Run a command on one thread, with its output at the end of `log`.
+
+    Raises:
+        SystemExit: it failed; with the end of what it said.
+    """
+    with log.open("a") as file:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, stdout=file, stderr=file, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{log}: exit code {done.returncode}\n{log.read_text()[-2000:]}")
