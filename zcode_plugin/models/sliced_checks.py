@@ -28,7 +28,7 @@ def check_sliced(args: Any) -> None:
                 )
     refused = {
         "--zero-sharding": asks_for_zero_sharding(args),
-        "--ddp-backend fully_sharded": getattr(args, "ddp_backend", "") == "fully_sharded",
+        "--use-sharded-state": getattr(args, "use_sharded_state", False),
         "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,
         "--adaptive-input": getattr(args, "adaptive_input", False),
         "--quant-noise-pq": getattr(args, "quant_noise_pq", 0) > 0,

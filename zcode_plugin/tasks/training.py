@@ -133,12 +133,12 @@ class TrainingTask(FairseqTask):
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Stock's step; every rank weighs its objectives by the token counts of all ranks."""
         self._gathered = None  # the weights are about to change
-        topology = _topology(model)
+        topology, slicing = _topology(model), _slicing(model)
         if fully_sharded.is_sharded(model):
-            fully_sharded.attach(optimizer, topology)
+            fully_sharded.attach(optimizer, topology, slicing)
             self.trained_parameters = parameter_names(model)
         else:
-            attach(optimizer, topology, _slicing(model))
+            attach(optimizer, topology, slicing)
         ignore_grad = ignore_grad or not any(target_counts(sample).values())
         balancer = getattr(model, "balancer", None)
         if balancer is not None:
