@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class StandIn(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_stock"], name)
+
+
+def refuse(message: str) -> NoReturn:
+    """End the command with one line that names the flag and the remedy, and exit code 2."""
+    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
 
 
 def version(text: str) -> tuple[int, int]:
