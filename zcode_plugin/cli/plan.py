@@ -59,10 +59,7 @@ def run(args: argparse.Namespace) -> int:
         "model with so many."
     )
     print(format_table(_traffic_rows(plan)))
-    for row in plan["forms"]:
-        if not row["can_run"]:
-            print(f"{row['form']} is computed alone: slices (M) are not sharded (Z) in training")
-    fitting = [row for row in plan["forms"] if row["fits"] and row["can_run"]]
+    fitting = [row for row in plan["forms"] if row["fits"]]
     if not fitting:
         print("no form fits: more ranks, fewer tokens, or --checkpoint-activations")
         return 1
@@ -101,7 +98,6 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         rows.append(
             {
                 "form": form.name,
-                "can_run": form.can_run,
                 "memory": vars(memory) | {"total": memory.total},
                 "fits": memory.total <= device and memory.host <= host,
                 "largest_experts": most,

@@ -86,11 +86,6 @@ class Form:
         parts += ["M"] if self.tensor > 1 else []
         return "+".join(parts) or "D"
 
-    @property
-    def can_run(self) -> bool:
-        """Whether training has the form: slices are not sharded."""
-        return self.tensor == 1 or self.zero == 0
-
     def flags(self) -> list[str]:
         """Of fairseq-train."""
         flags = ["--expert-parallel-size", str(self.parallel)]
