@@ -26,7 +26,7 @@ SAME = (
 )  # fmt: skip
 # SGD shows gradients as they are: Adam would hide a wrong factor.
 SGD = ("--optimizer", "sgd", "--lr", "0.5", "--lr-scheduler", "fixed")
-LAYOUTS = [(2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
+LAYOUTS = [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (4, 4)]
 SLOW = pytest.mark.slow
 
 
@@ -38,6 +38,7 @@ def run_layout(
     train(
         data, folder / "save", *SAME, "--max-update", updates, "--update-freq", BATCHES // world,
         "--expert-parallel-size", size, *options, world=world, inside=partial(watch, folder),
+        launched="fully_sharded" in options,
     )  # fmt: skip
 
 
