@@ -131,6 +131,7 @@ def test_bytes_are_those_of_the_closed_form(
     assert form.name == name
     expected = closed_form(elements, form)
     found = [one["bytes"] for one in measured(reversal, tmp_path / "run", form)]
+    print(f"{name} on {form.world}: measured {found}, computed {expected}")  # for docs/parallel.md
     for rank in found:
         if form.offload:
             assert expected.total == expected.gathered, "something is left on the device"
