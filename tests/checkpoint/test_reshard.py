@@ -9,7 +9,8 @@ import torch
 from checkpoint.rank_files import State, rank_state, write_rank_files
 
 from zcode_plugin.checkpoint import io
-from zcode_plugin.checkpoint.reshard import Layout, Position, plan
+from zcode_plugin.checkpoint.layout import Layout
+from zcode_plugin.checkpoint.reshard import Position, plan
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
 

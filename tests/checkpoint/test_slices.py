@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from zcode_plugin.checkpoint.slices import join, sliced_dim, take_slices
-from zcode_plugin.checkpoint.tensors import identity
+from zcode_plugin.checkpoint.tensors import identity, put_together
 from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.tensor import TensorSlicing
 
@@ -75,6 +75,7 @@ def test_slices_join_into_what_they_were_taken_from() -> None:
         }
         parts.append(taken)
     joined = join(parts, PATHS)
+    put_together(joined)
     assert joined.keys() == weights.keys()
     for key, weight in weights.items():
         assert torch.equal(joined[key], weight), key

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from zcode_plugin.checkpoint import config, io, names, shards, vocabulary
-from zcode_plugin.checkpoint.gather import check_ranks, check_same_save
+from zcode_plugin.checkpoint.checks import check_ranks, check_same_save
 from zcode_plugin.checkpoint.join_shards import check_shards
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.slices import sliced_dim
