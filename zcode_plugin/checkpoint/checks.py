@@ -72,7 +72,7 @@ def count_experts(model: Mapping[str, Any], first: Path) -> dict[str, int]:
 
 def _check_layer(layer: str, experts: Mapping[int, set[str]], gate: Any, first: Path) -> int:
     """The number of experts: all of 0 to E-1 with the same parameters, E as in the gate."""
-    total = max(experts) + 1 if gate is None else len(gate)
+    total = max(experts) + 1 if gate is None else gate.shape[0]
     parameters = set().union(*experts.values())
     for expert in range(total):
         for parameter in sorted(parameters - experts.get(expert, set())):

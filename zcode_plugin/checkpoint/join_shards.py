@@ -12,47 +12,35 @@ import torch
 from torch import Tensor
 
 from zcode_plugin.checkpoint import config, io, names, optimizer
+from zcode_plugin.checkpoint.checks import check_same_save
 from zcode_plugin.checkpoint.optimizer import Moments
 from zcode_plugin.checkpoint.tensors import Pieces
 from zcode_plugin.errors import UserError
 
 
-def check_shards(files: Mapping[int, Path], world: int | None = None) -> int:
+def check_shards(files: Sequence[Path]) -> dict[str, Any]:
     """All shards of one save are there, and no other.
 
     Args:
-        files: paths by shard, as `names.find_shards` gives them; at least one.
-        world: ranks of the run that wants them; None for as many as the run that saved them had.
+        files: in the order of shards, as `names.find_shards` gives them; at least one.
 
     Returns:
-        Updates that were done.
+        What is in the first; its weights are mapped.
 
     Raises:
         UserError: naming the file that is missing, too many, or of another save.
     """
-    first = next(iter(files.values()))
-    updates: dict[Path, int] = {}
-    for path in files.values():
-        state = io.load_options(path)
-        updates[path] = config.num_updates(state)
-        saved = config.world_size(state)
-        if world is not None and saved != world:
-            raise UserError(
-                f"{path} is of a run with --use-sharded-state on {saved} ranks, and this one has "
-                f"{world}: go on with as many, or from the weights alone: zcode merge {first} and "
-                "--finetune-from-model"
-            )
-        if list(files) != list(range(saved)):
-            raise UserError(
-                f"the run of {path} had {saved} ranks, each of which wrote a shard; there are "
-                f"those of ranks {', '.join(map(str, files))}"
-            )
-        if updates[path] != updates[first]:
-            raise UserError(
-                f"{path} was saved after {updates[path]} updates but {first} after "
-                f"{updates[first]}: use files of one save"
-            )
-    return updates[first]
+    first, state = files[0], io.load_options(files[0])
+    shards = [names.shard_of(path) for path in files]
+    saved = config.world_size(state)
+    if shards != list(range(saved)):
+        raise UserError(
+            f"the run of {first} had {saved} ranks, each of which wrote a shard; there are "
+            f"those of ranks {', '.join(map(str, shards))}"
+        )
+    for path in files[1:]:
+        check_same_save(state, first, io.load_options(path), path)
+    return state
 
 
 def join_shards(files: Sequence[Path], with_optimizer: bool) -> tuple[dict[str, Any], Moments]:
@@ -68,7 +56,7 @@ def join_shards(files: Sequence[Path], with_optimizer: bool) -> tuple[dict[str, 
     Raises:
         UserError: as `check_shards`; or the optimizer's state is of other parameters.
     """
-    check_shards({shard: path for path in files if (shard := names.shard_of(path)) is not None})
+    check_shards(files)
     states = [io.load_mapped(path) for path in files]
     flats = list(_flat_parameters(states[0], config.expert_parallel_size(states[0])))
     whole = {key: value for key, value in states[0].items() if key != "fsdp_metadata"}

@@ -19,10 +19,11 @@ from zcode_plugin.parallel.tensor import TensorSlicing
 
 _SIDE = r"(?:encoder|decoder)\."
 _NETWORK = r"layers\.\d+\.(?:moe_layer\.(?:experts\.\d+|residual)\.)?"
+# A row for each symbol; in memory their number is rounded up to a multiple of T.
+_SYMBOLS = re.compile(rf"{_SIDE}(?:embed_tokens|output_projection)\.weight|heads\.mlm\.weight")
 _BY_ROWS = re.compile(
     rf"{_SIDE}(?:layers\.\d+\.(?:self_attn|encoder_attn)\.[qkv]_proj\.(?:weight|bias)"
-    rf"|{_NETWORK}fc1\.(?:weight|bias)|embed_tokens\.weight|output_projection\.weight)"
-    r"|heads\.mlm\.weight"
+    rf"|{_NETWORK}fc1\.(?:weight|bias))"
 )
 _BY_COLUMNS = re.compile(
     rf"{_SIDE}(?:layers\.\d+\.(?:self_attn|encoder_attn)\.out_proj\.weight|{_NETWORK}fc2\.weight)"
@@ -31,7 +32,7 @@ _BY_COLUMNS = re.compile(
 
 def sliced_dim(key: str) -> int | None:
     """The dimension of an entry that is divided over tensor ranks; None for what is replicated."""
-    if _BY_ROWS.fullmatch(key):
+    if _BY_ROWS.fullmatch(key) or _SYMBOLS.fullmatch(key):
         return 0
     return 1 if _BY_COLUMNS.fullmatch(key) else None
 
@@ -147,8 +148,8 @@ def _without_padding(value: Any, weight: Tensor, what: str) -> Any:
 def slice_of(key: str, value: Any, slicing: TensorSlicing) -> Any:
     """A tensor rank's part of an entry of whole layers, a view of it.
 
-    Rows of symbols are rounded up to a multiple of T: the last ranks have fewer. What is
-    replicated is given back as it is, or put together.
+    Of symbols the last ranks have fewer, where T does not divide their number. What is replicated
+    is given back as it is, or put together.
     """
     dim, value = sliced_dim(key), whole(value)
     if slicing.size == 1 or dim is None or not _has_dims(value):
@@ -161,12 +162,13 @@ def slice_of(key: str, value: Any, slicing: TensorSlicing) -> Any:
 def moment_slice_of(key: str, value: Any, slicing: TensorSlicing) -> Any:
     """A tensor rank's part of the optimizer's state of an entry, with storage of its own.
 
-    In memory a parameter has the rounded-up rows on every rank, and so has its state.
+    In memory a parameter has the same number of symbols on every rank, and so has its state.
     """
     part = slice_of(key, value, slicing)
     if slicing.size == 1 or sliced_dim(key) is None or not _has_dims(part):
         return part
-    missing = -(-value.shape[0] // slicing.size) - len(part) if sliced_dim(key) == 0 else 0
+    is_padded = _SYMBOLS.fullmatch(key) is not None
+    missing = -(-value.shape[0] // slicing.size) - len(part) if is_padded else 0
     return torch.cat([part, part.new_zeros(missing, *part.shape[1:])])
 
 
