@@ -151,8 +151,8 @@ def test_a_run_of_another_layout(files: dict[int, Path], tmp_path: Path) -> None
     )
     for world in (1, 2):
         assert start(run, world, expert_parallel_size=1) == (
-            f"{files[0]} and the like are of a run whose ranks had different experts or "
-            f"slices, and this one has --expert-parallel-size 1: {RESHARD.format(files[0], world, 1)}"
+            f"{files[0]} and the like are of a run whose ranks had different experts or slices, "
+            f"and this one has --expert-parallel-size 1: {RESHARD.format(files[0], world, 1)}"
         )
     torch.save(rank_state(0, 1), tmp_path / "one.pt")
     restore = {"restore_file": str(tmp_path / "one.pt"), "reset_optimizer": True}
