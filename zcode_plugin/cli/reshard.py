@@ -14,14 +14,16 @@ if TYPE_CHECKING:
     from zcode_plugin.checkpoint.layout import Layout
     from zcode_plugin.checkpoint.reshard import Resharding
 
-DESCRIPTION = """Divide a checkpoint over another number of ranks, more or fewer, with its
-optimizer's state, averaged weights (--store-ema) and place in the training data: training
-goes on as if the number had been that from the start."""
-EPILOG = """To keep the batches of each update, keep ranks x --update-freq.
+DESCRIPTION = """Divide a checkpoint over another number of ranks, more or fewer, or in another
+form of parallelism, with its optimizer's state, averaged weights (--store-ema) and place in the
+training data: training goes on as if the form had been that from the start. Takes files of ranks,
+of slices (--model-parallel-size) and shards (--use-sharded-state); makes the former two."""
+EPILOG = """To keep the batches of each update, keep ranks / T x --update-freq.
 
 example:
   zcode reshard checkpoints/checkpoint_last-rank-0.pt --ranks 2 --out two/
   torchrun --nproc-per-node=2 $(which fairseq-train) ... --expert-parallel-size 2 --save-dir two
+  zcode reshard two/checkpoint_last-rank-0.pt --ranks 4 --model-parallel-size 2 --out slices/
 """
 
 
