@@ -57,7 +57,7 @@ class Resharding:
         return count_elements(self.gathered.state["model"].values())
 
     def states(self) -> Iterator[dict[str, Any]]:
-        """The checkpoint of each file, one at a time: no other is in memory."""
+        """The checkpoint of each file, made when it is asked for."""
         for rank in range(self.after.files):
             yield _rank_state(self, rank)
 
