@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,19 @@ def plan(
     state = gathered.state
     config.check_not_quantised(state, files[0], "to train on")
     before = Layout.of_checkpoint(state, gathered.sharded)
+    after = _new_layout(gathered, before, ranks, parallel, tensor)
+    sharded = _is_zero_sharded(state, zero, tensor)
+    if sharded and after.parallel > 1 and gathered.moments:
+        after = replace(after, sharded=True)
+    config.set_zero_sharding(state, "os" if sharded else "none")
+    position = _position(state)
+    return Resharding(gathered, before, after, position, _moved(position, before, after, state))
+
+
+def _new_layout(
+    gathered: Gathered, before: Layout, ranks: int, parallel: int | None, tensor: int
+) -> Layout:
+    """The layout of these sizes, which must divide each other and what there is to divide."""
     if ranks < 1 or tensor < 1 or ranks % tensor:
         raise UserError(
             f"--model-parallel-size {tensor} does not divide --ranks {ranks}: choose a divisor of "
@@ -104,14 +117,11 @@ def plan(
             f"--expert-parallel-size {parallel} does not divide --ranks {ranks}{of_slices}: choose "
             f"a divisor of {data}"
         )
-    sharded = _is_zero_sharded(state, zero, tensor)
-    after = Layout(ranks, parallel, tensor, sharded and parallel > 1 and bool(gathered.moments))
+    layout = Layout(ranks, parallel, tensor)
     for count in gathered.experts.values():
-        after.topology(0).local_experts(count)  # refuses what does not divide
-    check_divides(config.section(state, "model"), tensor)
-    config.set_zero_sharding(state, "os" if sharded else "none")
-    position = _position(state)
-    return Resharding(gathered, before, after, position, _moved(position, before, after, state))
+        layout.topology(0).local_experts(count)  # refuses what does not divide
+    check_divides(config.section(gathered.state, "model"), tensor)
+    return layout
 
 
 def _default_parallel(gathered: Gathered, before: Layout, data: int) -> int:
