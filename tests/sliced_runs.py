@@ -64,6 +64,11 @@ class Run:
     weights: dict[str, Tensor]
     file: Path
 
+    @property
+    def parameters(self) -> list[str]:
+        """As the optimizer numbers them."""
+        return io.load_options(self.file)["task_state"]["parameters"]
+
 
 def run_layout(
     data: Path, folder: Path, layout: Layout, *options: object, stops: tuple[int, ...] = (UPDATES,)
@@ -105,6 +110,7 @@ def assert_equal(run: Run, single: Run, tolerance: float = TOLERANCE) -> None:
     torch.testing.assert_close(run.losses, single.losses, rtol=0, atol=tolerance)
     torch.testing.assert_close(run.norms, single.norms, rtol=tolerance, atol=tolerance)
     assert run.weights.keys() == single.weights.keys()
+    assert run.parameters == single.parameters  # else zcode reshard would mix them up
     for key, weight in single.weights.items():
         torch.testing.assert_close(run.weights[key], weight, rtol=0, atol=tolerance, msg=key)
 

@@ -283,8 +283,8 @@ def test_starts_that_are_refused(reversal: Path, tmp_path: Path) -> None:
     sharded = (*SHARDED, "--use-sharded-state")
     run_layout(reversal, tmp_path, 2, 1, *sharded, updates=1)
     shards = [tmp_path / "save" / f"checkpoint_last-shard{rank}.pt" for rank in (0, 1)]
-    assert "add that, or move them away" in refusal(reversal, tmp_path, *SHARDED)
-    assert "--finetune-from-model" in refusal(
+    assert "add that, or join them with zcode reshard" in refusal(reversal, tmp_path, *SHARDED)
+    assert "without --use-sharded-state after zcode reshard" in refusal(
         reversal, tmp_path, *sharded, "--expert-parallel-size", "2"
     )
     shards[1].rename(tmp_path / "away.pt")

@@ -19,7 +19,7 @@ def output_name(out: str, first: Path) -> Path:
     """
     path = Path(out)
     if path.suffix != ".pt" or out.endswith("/") or path.is_dir():
-        path = path / names.without_rank(first).name
+        path = path / names.without_rank(names.without_shard(first)).name
     elif names.rank_of(path) is not None:
         suffix = path.stem.removeprefix(names.without_rank(path).stem)
         raise UserError(f"--out {path}: give the name without {suffix}")

@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Upcycle and print a table of before and after."""
     from zcode_plugin.checkpoint import io
-    from zcode_plugin.checkpoint.gather import find_files, weights
-    from zcode_plugin.checkpoint.tensors import count_parameters
+    from zcode_plugin.checkpoint.gather import find_files
+    from zcode_plugin.checkpoint.tensors import count_parameters, weights
     from zcode_plugin.checkpoint.upcycle import Recipe, read_dense, upcycle
 
     _check_numbers(args)
