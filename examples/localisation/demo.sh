@@ -41,7 +41,8 @@ else
     --log-format json --log-file "$RUN/train.log" --log-interval 20 \
     --save-dir "$RUN/checkpoints" ${EXTRA:-} \
     2>"$RUN/train.err" |
-    sed -u -nE '/ \| (train_inner|valid) \| /{s/[{}"]//g;p;}' || {
+    sed -u -nE '/ \| (train_inner|valid) \| /{
+      s/[{}"]//g; s/, (valid_)?(mt_nll_loss_|moe_gate_loss).*(num_updates: [0-9]+).*/, \3/; p; }' || {
       tail -n 30 "$RUN/train.err" >&2
       exit 1
     }

@@ -18,6 +18,27 @@ MEASURES = ("load", "weight", "norm")
 
 
 @dataclass(frozen=True)
+class LayerLoad:
+    """How busy the experts of a layer were, over all objectives and pairs.
+
+    Attributes:
+        tokens: routed.
+        experts: number of experts.
+        busiest, idlest: shares of the assignments of the busiest and of the idlest expert.
+        dropped: share of the assignments that found their expert full.
+        entropy: mean entropy of the gate's distribution, in nats.
+    """
+
+    layer: str
+    tokens: int
+    experts: int
+    busiest: float
+    idlest: float
+    dropped: float
+    entropy: float
+
+
+@dataclass(frozen=True)
 class ExpertStatistics:
     """Sums over the tokens of a split, for each layer, objective and pair.
 
@@ -55,6 +76,26 @@ class ExpertStatistics:
                 sums = totals.setdefault(row["layer"], [0.0] * len(row[measure]))
                 totals[row["layer"]] = [a + b for a, b in zip(sums, row[measure], strict=True)]
         return totals
+
+    def layers(self) -> list[LayerLoad]:
+        """The load of each layer, in the order of the rows."""
+        loads = []
+        for layer, sums in self.totals("load").items():
+            own = [row for row in self.rows if row["layer"] == layer]
+            tokens = sum(row["tokens"] for row in own)
+            asked = max(sum(row["assignments"] for row in own), 1)
+            loads.append(
+                LayerLoad(
+                    layer=layer,
+                    tokens=tokens,
+                    experts=len(sums),
+                    busiest=max(sums) / asked,
+                    idlest=min(sums) / asked,
+                    dropped=sum(row["dropped"] for row in own) / asked,
+                    entropy=sum(row["entropy"] * row["tokens"] for row in own) / max(tokens, 1),
+                )
+            )
+        return loads
 
     def to_json(self) -> str:
         """The whole, as text."""
