@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from zcode_plugin.reporting.runs import Run
 
 DESCRIPTION = """Draw what a run did on one HTML page that needs nothing beside it: learning
-curves, scores, what the experts do. In RUN_DIR are read, as far as they are there: training logs in
-JSON (*.log, *.out), the statistics of zcode stats and the scores of zcode evaluate (*.json). Several
-runs are drawn on the same axes."""
+curves, scores, what the experts do. In RUN_DIR are read, as far as they are there: training logs
+in JSON (*.log, *.out), the statistics of zcode stats and the scores of zcode evaluate (*.json).
+Several runs are drawn on the same axes."""
 EPILOG = """PNG files of all figures go into a folder beside the page. A page that zcode report
 wrote is replaced.
 

@@ -13,8 +13,8 @@ from zcode_plugin.errors import UserError
 
 DPI = 200
 CSS_DPI = 96  # pixels of a page in an inch
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/), without its yellow and black, in an
-# order in which neighbours differ in lightness, too.
+# Okabe and Ito's palette for all kinds of colour vision (https://jfly.uni-koeln.de/color/), without
+# its yellow, too pale on white, and its black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -111,7 +111,7 @@ def require_matplotlib() -> None:
         import matplotlib  # noqa: F401
     except ImportError:
         raise UserError(
-            "needs matplotlib: pip install matplotlib, or pip install '.[report]'"
+            "drawing needs matplotlib: pip install matplotlib (or pip install '.[report]')"
         ) from None
 
 
