@@ -65,7 +65,7 @@ def test_one_page_with_everything_in_it(run: Path) -> None:
         for name in ("src", "href"):
             assert attributes.get(name, "#").startswith(("#", "data:"))
     for words in (
-        "mean all 2 directions 15.00 35.00", "nrefs:1|case:mixed|eff:no", "encoder.layers.1 240",
+        "mean all 2 dir. 15.00 35.00", "nrefs:1|case:mixed|eff:no", "encoder.layers.1 240",
         "Experts by language", "Experts by objective", "Drops by position", "lowest mt loss",
     ):  # fmt: skip
         assert words in page.text, words
@@ -172,10 +172,10 @@ def test_model_card_of_what_is_known(tmp_path: Path) -> None:
     assert main([*arguments, str(folder / "card.md")]) == 0
     card = (folder / "card.md").read_text()
     for line in (
-        "library_name: fairseq", "  - de\n  - en", "# run", "| architecture | moe_transformer |",
-        "| parameters | 220 |", "| active per token | 100 |",
-        "| experts | 4 in encoder.layers.1, 4 in decoder.layers.0 |", "| updates | 40 |",
-        "| time of training | 1.2 min |", "- It has not been scored.",
+        "library_name: fairseq", "  - de\n  - en", "# run", "- architecture: moe_transformer",
+        "- parameters: 220", "- active per token: 100",
+        "- experts: 4 in encoder.layers.1, 4 in decoder.layers.0", "- updates: 40",
+        "- time of training: 1.2 min", "- It has not been scored.",
     ):  # fmt: skip
         assert line in card, line
     # Nothing of what is not known: directions, scores, loads, a licence.

@@ -33,7 +33,7 @@ def test_experts_by_language_and_objective(runs: list[Run]) -> None:
     assert decoder.rows == {"de": [37.5, 12.5, 12.5, 37.5], "en": [10, 20, 30, 40]}
     by_objective = shares(runs[0].statistics, objective)[0].rows
     assert by_objective == {"dae": [25, 25, 25, 25], "mt": [30, 10, 15, 45]}
-    pictures = heatmaps("language", "language", [encoder, decoder])
+    pictures = heatmaps("language", [encoder, decoder])
     assert [picture.name for picture in pictures] == [
         "language_encoder_layers_1", "language_decoder_layers_1",
     ]  # fmt: skip
@@ -42,7 +42,7 @@ def test_experts_by_language_and_objective(runs: list[Run]) -> None:
 
 def test_many_experts_are_drawn_in_blocks_with_their_numbers(runs: list[Run]) -> None:
     table = type(shares(runs[0].statistics, language)[0])("decoder.layers.1", {"de": [2.5] * 40})
-    pictures = heatmaps("language", "language", [table])
+    pictures = heatmaps("language", [table])
     assert [picture.title for picture in pictures] == [
         f"decoder.layers.1, experts {first} to {last}"
         for first, last in ((0, 15), (16, 31), (32, 39))
@@ -132,9 +132,9 @@ def test_scores_of_two_runs_side_by_side(runs: list[Run]) -> None:
     assert table.rows == [
         ["de-en", "160", "20.00", "22.00", "40.00", "40.00"],
         ["en-de", "160", "10.00", "12.00", "30.00", "30.00"],
-        ["mean X->en", "1 directions", "20.00", "22.00", "40.00", "40.00"],
-        ["mean en->X", "1 directions", "10.00", "12.00", "30.00", "30.00"],
-        ["mean all", "2 directions", "15.00", "17.00", "35.00", "35.00"],
+        ["mean X->en", "1 dir.", "20.00", "22.00", "40.00", "40.00"],
+        ["mean en->X", "1 dir.", "10.00", "12.00", "30.00", "30.00"],
+        ["mean all", "2 dir.", "15.00", "17.00", "35.00", "35.00"],
     ]
     assert "BLEU: nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:2.6.0" in "\n".join(
         table.notes
@@ -146,9 +146,9 @@ def test_runs_at_a_glance(runs: list[Run]) -> None:
     assert facts == {
         "updates": "120",
         "time of training": "1.2 min",
-        "lowest mt loss, valid": "7.000 bits per target (update 120)",
-        "lowest dae loss, valid": "9.000 bits per target (update 40)",
-        "typical speed": "1,000 target tokens per second",
+        "lowest mt loss, valid (bits per target)": "7.000 (update 120)",
+        "lowest dae loss, valid (bits per target)": "9.000 (update 40)",
+        "typical speed (target tokens per second)": "1,000",
         "dropped tokens, last logged": "2.50 %",
         "intervals with an infinite or undefined gradient norm": "1",
         "mean BLEU, test": "15.00",

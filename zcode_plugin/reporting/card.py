@@ -165,27 +165,32 @@ def _scores(contents: Any, run: Run) -> str:
 
 
 def _load(run: Run) -> str:
-    table = load_table(run)
+    table = load_table([run])
     if table is None:
         return ""
-    return (
-        "## Load of the experts\n\nShares of a layer's tokens, on split "
-        f"{run.statistics and run.statistics.origin.get('subset')}.\n\n{_markdown(table)}"
-    )
+    text = f"Shares of a layer's tokens; {table.notes[0]}."
+    return f"## Load of the experts\n\n{text}\n\n{_markdown(table)}"
 
 
 def _limits(contents: Any, run: Run) -> str:
     lines = []
     if contents.pairs:
-        lines.append("It was trained to translate in the directions above, in no others.")
+        lines.append("Its training names the directions above and no others.")
     if run.evaluation is None:
         lines.append("It has not been scored.")
     else:
         scored = set(run.evaluation.directions)
         left = [pair for pair in contents.pairs if pair not in scored]
-        lines.append("The scores are automatic ones on one test set; nobody judged translations.")
+        lines.append("The scores are automatic ones, on the split named above alone.")
         if left:
             lines.append(f"Not scored: {', '.join(left)}.")
+        beaten = [
+            name
+            for name, entry in run.evaluation.directions.items()
+            if entry.get("copy_bleu") is not None and entry["bleu"] <= entry["copy_bleu"]
+        ]
+        if beaten:
+            lines.append(f"No better than the source text, by BLEU: {', '.join(beaten)}.")
         weakest = min(run.evaluation.directions.items(), key=lambda item: item[1]["bleu"])
         lines.append(f"The lowest BLEU is that of {weakest[0]}: {weakest[1]['bleu']:.2f}.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
@@ -216,8 +221,8 @@ def _use(contents: Any, state: Any, checkpoint: Path) -> str:
 
 
 def _facts(facts: dict[str, Any]) -> str:
-    rows = [[name, str(value)] for name, value in facts.items() if value not in (None, "")]
-    return _markdown(Table(["", ""], rows))
+    rows = [(name, value) for name, value in facts.items() if value not in (None, "")]
+    return "\n".join(f"- {name}: {value}" for name, value in rows)
 
 
 def _markdown(table: Table) -> str:

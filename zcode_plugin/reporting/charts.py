@@ -57,7 +57,7 @@ def learning_charts(runs: Sequence[Run]) -> list[Chart]:
 def validation_charts(runs: Sequence[Run]) -> list[Chart]:
     """What validation tells beside losses: accuracy, and BLEU with `--eval-bleu`."""
     accuracies = [
-        line for name in OBJECTIVES for line in _validations(runs, f"{name}_accuracy", f"{name}, ")
+        line for name in OBJECTIVES for line in _validations(runs, f"{name}_accuracy", name)
     ]
     return _drawn(
         [
@@ -123,7 +123,7 @@ def expert_charts(runs: Sequence[Run]) -> list[Chart]:
     ]
     tokens = "% of tokens"
     charts = [
-        _chart(runs, "balance", "load balance", tokens, balance),
+        _chart(runs, "balance", "load of the experts", tokens, balance),
         _chart(runs, "dropped", "dropped tokens", tokens, by_objective("overflow_expert1")),
         _chart(
             runs, "gate_loss", "balance loss of the gate (1: balanced)", "loss",
@@ -199,9 +199,16 @@ def _validations(runs: Sequence[Run], metric: str, start: str = "") -> list[Line
         split for _, log in _logs(runs) for split in log.validations if metric in log.names(split)
     )
     return [
-        Line(start + ("validation" if split == "valid" else split), split, metric)
+        Line(" ".join(filter(None, (start, _split_name(split, start)))), split, metric)
         for split in splits
     ]
+
+
+def _split_name(split: str, start: str) -> str:
+    """What the legend calls a split; the usual one needs no name beside another word."""
+    if split == "valid":
+        return "" if start else "validation"
+    return split
 
 
 def _chart(
@@ -273,7 +280,9 @@ def _panel(
     last = " / ".join(f"{series.y[-1]:.2f}" for series in own)
     file = f"{objective}_{name}"
     title = f"{name}   {last}"
-    return Chart(file, title, UPDATES, BITS, [*context, *own], y_range=y_range, size=_PANEL)
+    return Chart(
+        file, title, UPDATES, BITS, [*context, *own], y_range=y_range, size=_PANEL, legend=False
+    )
 
 
 def _by_group(name: str) -> tuple[int, str]:
@@ -282,7 +291,7 @@ def _by_group(name: str) -> tuple[int, str]:
 
 
 def _drawn(charts: Iterable[Chart]) -> list[Chart]:
-    """Those in which there is anything to see; with a logarithmic axis where spikes ask for it."""
+    """Those in which there is anything to see."""
     return [chart for chart in charts if chart.series]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zcode_plugin.checkpoint.statistics import ExpertStatistics
+from zcode_plugin.data.objectives import KNOWN
 from zcode_plugin.reporting.plots import TEXT, Picture, render
 
 BLOCK = 16  # experts in a picture: more would be too small to read
@@ -17,10 +18,15 @@ _LINES: dict[str, Any] = {"edgecolors": "white", "linewidth": 1}
 
 @dataclass(frozen=True)
 class Shares:
-    """Percentages of the tokens of each row that are sent to each expert of a layer."""
+    """Percentages of the tokens of each row that are sent to each expert of a layer.
+
+    Attributes:
+        run: its name, where there are several.
+    """
 
     layer: str
     rows: Mapping[str, Sequence[float]]
+    run: str = ""
 
     @property
     def experts(self) -> int:
@@ -51,34 +57,40 @@ def shares(statistics: ExpertStatistics, group: Callable[[Mapping[str, Any]], st
             layer,
             {
                 name: [100 * load / max(sum(loads), 1) for load in loads]
-                for name, loads in sorted(rows.items())
+                for name, loads in sorted(rows.items(), key=_place)
             },
         )
         for layer, rows in sums.items()
     ]
 
 
-def heatmaps(name: str, what: str, tables: Sequence[Shares]) -> list[Picture]:
+def _place(item: tuple[str, object]) -> tuple[int, str]:
+    """Objectives in their own order, languages in that of the alphabet."""
+    name = item[0]
+    return (KNOWN.index(name) if name in KNOWN else len(KNOWN), name)
+
+
+def heatmaps(what: str, tables: Sequence[Shares]) -> list[Picture]:
     """Pictures of the tables, all in one scale; layers with many experts in several blocks.
 
     Args:
-        name: of the files, which the layer is added to.
         what: the rows, such as `language`.
         tables: see `shares`.
     """
     top = max((max(row) for table in tables for row in table.rows.values()), default=0.0)
     return [
-        _heatmap(name, what, table, first, top)
+        _heatmap(what, table, first, top)
         for table in tables
         for first in range(0, table.experts, BLOCK)
     ]
 
 
-def _heatmap(name: str, what: str, table: Shares, first: int, top: float) -> Picture:
+def _heatmap(what: str, table: Shares, first: int, top: float) -> Picture:
     last = min(first + BLOCK, table.experts)
     values = [list(row[first:last]) for row in table.rows.values()]
     blocks = "" if table.experts <= BLOCK else f", experts {first} to {last - 1}"
-    title = f"{table.layer}{blocks}"
+    run = f"{table.run}: " if table.run else ""
+    title = f"{run}{table.layer}{blocks}"
     size = (_MARGINS[0] + _CELL[0] * (last - first), _MARGINS[1] + _CELL[1] * len(values))
 
     def draw(figure: Any, axes: Any) -> None:
@@ -87,7 +99,7 @@ def _heatmap(name: str, what: str, table: Shares, first: int, top: float) -> Pic
         axes.invert_yaxis()
         for y, row in enumerate(values):
             for x, value in enumerate(row):
-                colour = "white" if value > 0.75 * top else TEXT
+                colour = "white" if value > 0.85 * top else TEXT
                 axes.text(
                     x + 0.5,
                     y + 0.5,
@@ -107,7 +119,8 @@ def _heatmap(name: str, what: str, table: Shares, first: int, top: float) -> Pic
         axes.set_ylabel(what)
         figure.colorbar(image, ax=axes, label="% of tokens", aspect=12, shrink=0.95)
 
-    file = f"{name}_{table.layer.replace('.', '_')}" + (f"_{first}" if blocks else "")
+    parts = [what, table.run, table.layer, str(first) if blocks else ""]
+    file = "_".join(filter(None, parts)).replace(".", "_").replace("/", "_")
     return render(file, title, _describe(what, title, table), size, draw)
 
 

@@ -23,12 +23,13 @@ h1 { font-size: 1.8rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.3rem; margin: 2.6rem 0 .3rem; padding-top: .8rem; border-top: 2px solid #1a1a1a; }
 h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p { margin: .3rem 0 .8rem; max-width: 46rem; }
-.faint { color: #555; font-size: .9rem; }
+.faint { color: #555; font-size: .9rem; margin: 0 0 .15rem; overflow-wrap: anywhere; }
 nav { margin: .8rem 0 0; }
 nav a { display: inline-block; margin-right: 1.1rem; padding: .3rem 0; }
 a { color: #00549a; }
 code { font: .875em/1.4 ui-monospace, Menlo, Consolas, monospace; background: #f2f2f2;
   padding: .1em .3em; overflow-wrap: anywhere; }
+.missing { border-left: 4px solid #1a1a1a; padding-left: .8rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .6rem 0; font-size: .92rem;
   font-variant-numeric: tabular-nums; }
@@ -45,7 +46,8 @@ img { display: block; max-width: 100%; height: auto; }
 ul { padding-left: 1.2rem; }
 @media (max-width: 32rem) {
   .small { display: grid; grid-template-columns: 1fr 1fr; }
-  th, td { padding-right: .6rem; }
+  th, td { padding-right: .5rem; }
+  table { font-size: .82rem; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
@@ -122,7 +124,7 @@ def _section(section: Section) -> str:
     parts = [f'<section id="{section.anchor}"><h2>{escape(section.title)}</h2>']
     parts += map(_block, section.blocks)
     for what, command in section.missing:
-        parts.append(f"<p>{escape(what)} <code>{escape(command)}</code></p>")
+        parts.append(f'<p class="missing">{escape(what)}<br><code>{escape(command)}</code></p>')
     return "\n".join([*parts, "</section>"])
 
 

@@ -17,8 +17,17 @@ CSS_DPI = 96  # pixels of a page in an inch
 # its yellow, too pale on white, and its black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = {
+    "o": "circles",
+    "s": "squares",
+    "^": "triangles",
+    "D": "diamonds",
+    "v": "triangles that point down",
+    "P": "plus signs",
+    "X": "crosses",
+}
 MARKS = 8  # about so many markers tell lines apart without hiding them
+_LEGEND_LINE = 0.19  # inches
 TEXT, FAINT = "#1a1a1a", "#c8c8c8"
 _STYLE: Any = {
     "font.size": 9,
@@ -77,7 +86,8 @@ class Chart:
         series: the lines.
         ticks: words for x = 0, 1, 2, ...; numbers without.
         y_range: limits; by default those of the lines.
-        size: inches.
+        size: inches, without the legend below.
+        legend: whether there is one where there are several lines.
     """
 
     name: str
@@ -87,7 +97,8 @@ class Chart:
     series: Sequence[Series]
     ticks: Sequence[str] = ()
     y_range: tuple[float, float] | None = None
-    size: tuple[float, float] = (4.9, 2.9)
+    size: tuple[float, float] = (4.9, 2.6)
+    legend: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,16 +160,16 @@ def line_chart(chart: Chart) -> Picture:
         axes.set_xlabel(chart.x_label)
         axes.set_ylabel(chart.y_label)
         _limits(axes, chart)
-        labels = [series.label for series in chart.series if not series.context]
-        if len(labels) > 1:
-            axes.legend(
-                loc="upper left",
-                bbox_to_anchor=(0, -0.2),
-                ncols=min(len(labels), _columns(labels)),
-                fontsize=8.5,
-            )
+        if labels:
+            figure.legend(loc="outside lower left", ncols=columns, fontsize=8.5)
 
-    return render(chart.name, chart.title, describe(chart), chart.size, draw)
+    labels = [series.label for series in chart.series if not series.context]
+    if len(labels) == 1 or not chart.legend:
+        labels = []
+    columns = _columns(labels)
+    width, height = chart.size
+    size = (width, height + _LEGEND_LINE * math.ceil(len(labels) / columns))
+    return render(chart.name, chart.title, describe(chart), size, draw)
 
 
 def _line(axes: Any, series: Series) -> None:
@@ -173,7 +184,7 @@ def _line(axes: Any, series: Series) -> None:
         color=COLOURS[series.hue % len(COLOURS)],
         linestyle=DASHES[series.dash % len(DASHES)],
         linewidth=1.6,
-        marker=MARKERS[series.hue % len(MARKERS)],
+        marker=marker(series.hue)[0],
         markersize=4 if series.sparse else 3.5,
         markevery=(
             0 if series.sparse else (series.hue * every // 3) % max(1, len(series.x)),
@@ -198,9 +209,15 @@ def _limits(axes: Any, chart: Chart) -> None:
             axes.set_ylim(0, high)
 
 
+def marker(hue: int) -> tuple[str, str]:
+    """The marker of a colour, as matplotlib names it and in words."""
+    return list(MARKERS.items())[hue % len(MARKERS)]
+
+
 def _columns(labels: Sequence[str]) -> int:
     """Columns of a legend that is no wider than the axes."""
-    return max(1, 44 // (max(map(len, labels)) + 9))
+    widest = max(map(len, labels), default=0) + 9
+    return max(1, min(len(labels), 60 // widest))
 
 
 def _finite(values: Sequence[float]) -> list[float]:

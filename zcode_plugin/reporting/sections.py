@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from zcode_plugin.reporting import charts, tables
-from zcode_plugin.reporting.heatmaps import heatmaps, language, objective, shares
+from zcode_plugin.reporting.heatmaps import Shares, heatmaps, language, objective, shares
 from zcode_plugin.reporting.page import Block, Section
-from zcode_plugin.reporting.plots import Chart, Picture, line_chart
+from zcode_plugin.reporting.plots import Chart, Picture, line_chart, marker
 from zcode_plugin.reporting.runs import Run
 
 
@@ -36,7 +38,7 @@ def _start(runs: Sequence[Run], run: Run) -> str:
 def _quality(runs: Sequence[Run]) -> Section:
     missing = [
         (
-            f"{_start(runs, run)}no scores yet. This adds them:",
+            f"{_start(runs, run)}No scores yet. This adds them:",
             f"zcode evaluate DATA --path CKPT --out {run.folder}/scores.json",
         )
         for run in runs
@@ -48,7 +50,7 @@ def _quality(runs: Sequence[Run]) -> Section:
 def _learning(runs: Sequence[Run]) -> Section:
     missing = [
         (
-            f"{_start(runs, run)}no training log in JSON. This writes one:",
+            f"{_start(runs, run)}No training log in JSON. This writes one:",
             f"fairseq-train ... --log-format json --log-file {run.folder}/train.log",
         )
         for run in runs
@@ -71,6 +73,9 @@ def _corpora(runs: Sequence[Run]) -> Section:
             "Validation loss of each direction or language; the number is the last one, the grey "
             "lines are the others. All panels of an objective have the same axes."
         )
+        if len(runs) > 1:
+            names = [f"{run.name} has {marker(place)[1]}" for place, run in enumerate(runs)]
+            text += f" {', '.join(names)}; numbers are in this order."
         blocks.insert(0, Block(text=text))
     return Section("Directions and languages", blocks)
 
@@ -81,19 +86,23 @@ def _training_state(runs: Sequence[Run]) -> Section:
 
 def _experts_in_training(runs: Sequence[Run]) -> Section:
     pictures = _draw(charts.expert_charts(runs))
-    text = "Means over the layers with experts and over the updates since the line before."
+    text = "Means over the layers with experts and over the updates since the point before."
     return Section("Experts in training", [Block(text=text if pictures else "", pictures=pictures)])
 
 
 def _experts_on_data(runs: Sequence[Run]) -> Section:
-    blocks, missing = [], []
-    for run in runs:
-        if run.statistics is None:
-            what = f"{_start(runs, run)}no statistics of the experts yet. This adds them:"
-            command = f"zcode stats CKPT DATA --capacity-factor F --out {run.folder}/stats.json"
-            missing.append((what, command))
-            continue
-        blocks += _expert_tables(run, run.name if len(runs) > 1 else "")
+    missing = [
+        (
+            f"{_start(runs, run)}No statistics of the experts yet. This adds them:",
+            f"zcode stats CKPT DATA --capacity-factor F --out {run.folder}/stats.json",
+        )
+        for run in runs
+        if run.statistics is None
+    ]
+    blocks = []
+    if len(missing) < len(runs):
+        text = "Shares are of the tokens that ask for an expert."
+        blocks = [Block("", text, tables.load_table(runs)), *_heatmaps(runs)]
     positions = charts.position_chart(runs)
     if positions:
         text = (
@@ -104,28 +113,29 @@ def _experts_on_data(runs: Sequence[Run]) -> Section:
     return Section("Experts on data", blocks, missing)
 
 
-def _expert_tables(run: Run, name: str) -> list[Block]:
-    assert run.statistics is not None
-    origin = run.statistics.origin
-    factor = float(origin.get("capacity_factor") or 0)
-    capacity = f"capacity factor {factor:g}" if factor else "no token is dropped"
+def _heatmaps(runs: Sequence[Run]) -> list[Block]:
+    counts = {load.experts for run in runs if run.statistics for load in run.statistics.layers()}
+    equal = f"; an equal share is {100 / counts.pop():.3g}" if len(counts) == 1 else ""
     text = (
-        f"{origin.get('checkpoint')} after {origin.get('updates')} updates, on "
-        f"{origin.get('subset')}, {capacity}. Shares are of the tokens that ask for an expert."
+        f"Numbers are percentages of a row's tokens, in one scale for all layers{equal}. Tokens "
+        "have the source's language in the encoder, the target's in the decoder."
     )
-    file = f"{name.replace('/', '_')}_" if name else ""
-    by_language = heatmaps(f"{file}language", "language", shares(run.statistics, language))
-    by_objective = heatmaps(f"{file}objective", "objective", shares(run.statistics, objective))
-    ask = "Numbers are percentages of a row's tokens, in one scale for all layers. "
     return [
-        Block(name, text, tables.load_table(run)),
-        Block(
-            "Experts by language",
-            ask + "Tokens have the source's language in the encoder, the target's in the decoder.",
-            pictures=by_language,
-        ),
-        Block("Experts by objective", pictures=by_objective),
+        Block("Experts by language", text, pictures=heatmaps("language", _shares(runs, language))),
+        Block("Experts by objective", pictures=heatmaps("objective", _shares(runs, objective))),
     ]
+
+
+def _shares(runs: Sequence[Run], group: Callable[[Mapping[str, Any]], str]) -> list[Shares]:
+    """Tables of all runs, those of a layer beside each other."""
+    found = [
+        table if len(runs) == 1 else replace(table, run=run.name)
+        for run in runs
+        if run.statistics is not None
+        for table in shares(run.statistics, group)
+    ]
+    layers = list(dict.fromkeys(table.layer for table in found))
+    return sorted(found, key=lambda table: layers.index(table.layer))
 
 
 def _sources(runs: Sequence[Run]) -> Section:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from zcode_plugin.checkpoint.statistics import LayerLoad
 from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.cli.evaluation.scores import GROUPS
 from zcode_plugin.reporting.charts import OBJECTIVES, typical
@@ -69,12 +70,12 @@ def _training_facts(log: TrainingLog) -> dict[str, str]:
             ]
             if finite:
                 value, updates = min(finite)
-                facts[f"lowest {objective} loss, {split}"] = (
-                    f"{value:.3f} bits per target (update {updates:,})"
+                facts[f"lowest {objective} loss, {split} (bits per target)"] = (
+                    f"{value:.3f} (update {updates:,})"
                 )
     speed = typical(log.curve(log.training, "wps"))
     if speed is not None:
-        facts["typical speed"] = f"{speed:,.0f} target tokens per second"
+        facts["typical speed (target tokens per second)"] = f"{speed:,.0f}"
     dropped = log.curve(log.training, "overflow_expert1").values
     if dropped:
         facts["dropped tokens, last logged"] = f"{dropped[-1]:.2f} %"
@@ -123,7 +124,7 @@ def score_table(runs: Sequence[Run]) -> Table | None:
     for group in [group for group in (*GROUPS, "all") if any(group in e.means for _, e in scored)]:
         count = next(e.means[group].get("directions") for _, e in scored if group in e.means)
         cells = [_cell(e.means.get(group, {}).get(metric)) for metric, _, e in columns]
-        rows.append([f"mean {group}", f"{count} directions", *cells])
+        rows.append([f"mean {group}", f"{count} dir.", *cells])
     strong = frozenset(range(len(directions), len(rows)))
     notes = [note for name, e in scored for note in _notes(e, "" if single else f"{name}: ")]
     return Table(["direction", "sentences", *header], rows, strong, list(dict.fromkeys(notes)))
@@ -160,19 +161,30 @@ def signatures(evaluation: Evaluation) -> list[str]:
     return lines
 
 
-def load_table(run: Run) -> Table | None:
+def load_table(runs: Sequence[Run]) -> Table | None:
     """Load of each layer with experts; None without statistics."""
-    if run.statistics is None:
-        return None
+    rows, notes = [], []
+    for run in runs:
+        if run.statistics is None:
+            continue
+        start = [run.name] * (len(runs) > 1)
+        origin = run.statistics.origin
+        factor = float(origin.get("capacity_factor") or 0)
+        notes.append(
+            f"{''.join(f'{name}: ' for name in start)}{origin.get('checkpoint')}, "
+            f"{origin.get('updates')} updates, split {origin.get('subset')}, "
+            + (f"capacity factor {factor:g}" if factor else "no token is dropped")
+        )
+        rows += [[*start, *_load_row(load)] for load in run.statistics.layers()]
     header = ["layer", "tokens", "experts", "busiest", "idlest", "dropped", "gate entropy"]
-    rows = [
-        [
-            load.layer,
-            f"{load.tokens:,}",
-            f"{load.experts}",
-            *(f"{100 * share:.1f} %" for share in (load.busiest, load.idlest, load.dropped)),
-            f"{load.entropy:.2f} of {math.log(load.experts):.2f} nats",
-        ]
-        for load in run.statistics.layers()
+    return Table(["run"] * (len(runs) > 1) + header, rows, notes=notes) if rows else None
+
+
+def _load_row(load: LayerLoad) -> list[str]:
+    return [
+        load.layer,
+        f"{load.tokens:,}",
+        f"{load.experts}",
+        *(f"{100 * share:.1f} %" for share in (load.busiest, load.idlest, load.dropped)),
+        f"{load.entropy:.2f} of {math.log(load.experts):.2f} nats",
     ]
-    return Table(header, rows)
