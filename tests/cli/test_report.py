@@ -78,6 +78,7 @@ def test_what_is_missing_is_named_with_its_command(
     (tmp_path / "a").mkdir()
     write_scores(tmp_path / "a" / "scores.json")
     (tmp_path / "a" / "broken.json").write_text('{"format": ')
+    (tmp_path / "a" / "stats.json").write_text('{"format": "zcode-stats-1", "rows": [{}]}')
     full_log(tmp_path / "b" / "train.log")
     write_log(tmp_path / "b" / "other.log", ["epoch 001: 10 / 20 loss=3"])
     out = tmp_path / "both.html"
@@ -91,6 +92,7 @@ def test_what_is_missing_is_named_with_its_command(
         assert command in text
     printed = capsys.readouterr().out
     assert f"{tmp_path}/a/broken.json is damaged: it holds no JSON" in printed
+    assert f"{tmp_path}/a/stats.json is damaged: gather it again with zcode stats" in printed
     assert f"{tmp_path}/b/other.log has no record in JSON" in printed
 
 

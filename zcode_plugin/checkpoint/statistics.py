@@ -16,6 +16,11 @@ FORMAT = "zcode-stats-1"
 # Sums for each expert, by the name under which they are stored.
 MEASURES = ("load", "weight", "norm")
 
+_ROW_KEYS = {
+    *("layer", "objective", "pair", "tokens", "assignments", "dropped", "entropy", "kept"),
+    *MEASURES,
+}
+
 
 @dataclass(frozen=True)
 class LayerLoad:
@@ -130,5 +135,11 @@ def read_statistics(path: Path) -> ExpertStatistics:
         record = None
     if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
         raise UserError(f"{path} is no file of zcode stats: gather one with zcode stats CKPT DATA")
-    rows = record.pop("rows")
+    rows = record.pop("rows", None)
+    if not isinstance(rows, list) or not all(map(_is_row, rows)) or not rows:
+        raise UserError(f"{path} is damaged: gather it again with zcode stats CKPT DATA")
     return ExpertStatistics(rows, record)
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and _ROW_KEYS <= row.keys()

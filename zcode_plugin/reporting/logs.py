@@ -172,6 +172,24 @@ def _records(line: str) -> Iterator[dict[str, Any] | None]:
         yield record if isinstance(record, dict) else None
 
 
+def _read(path: Path) -> Iterator[dict[str, Any] | None]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                yield from _records(line)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from None
+
+
+def holds_record(path: Path) -> bool:
+    """Whether a file has a record that is not cut off.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    return any(record is not None for record in _read(path))
+
+
 def read_logs(paths: Iterable[Path]) -> TrainingLog | None:
     """What the files of one run say, in the order in which they were written; None if nothing.
 
@@ -180,14 +198,9 @@ def read_logs(paths: Iterable[Path]) -> TrainingLog | None:
     """
     log = TrainingLog()
     for path in paths:
-        try:
-            with path.open(encoding="utf-8", errors="replace") as file:
-                for line in file:
-                    for record in _records(line):
-                        if record is None:
-                            log.damaged += 1
-                        else:
-                            log.add(record)
-        except OSError as error:
-            raise UserError(f"{path}: {error.strerror}") from None
+        for record in _read(path):
+            if record is None:
+                log.damaged += 1
+            else:
+                log.add(record)
     return log if any(log.points.values()) else None

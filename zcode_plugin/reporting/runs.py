@@ -10,7 +10,7 @@ from typing import Any
 
 from zcode_plugin.checkpoint.statistics import FORMAT, ExpertStatistics, read_statistics
 from zcode_plugin.errors import UserError
-from zcode_plugin.reporting.logs import TrainingLog, read_logs
+from zcode_plugin.reporting.logs import TrainingLog, holds_record, read_logs
 
 LOG_PATTERNS = ("*.log", "*.out")
 
@@ -82,7 +82,7 @@ def read_runs(folders: Sequence[Path], logs: Sequence[Path] = ()) -> list[Run]:
 def _read_run(folder: Path, name: str, logs: Sequence[Path]) -> Run:
     found = _sort_out(folder)
     used = [path for path in logs or _logs_of(folder) if _has_record(path, found.notes)]
-    if logs and found.notes and not used:
+    if logs and not used:
         raise UserError(found.notes[-1])
     log = read_logs(used)
     statistics = _newest(found.statistics, found.notes)
@@ -118,10 +118,10 @@ def _logs_of(folder: Path) -> list[Path]:
 
 
 def _has_record(path: Path, notes: list[str]) -> bool:
-    has = read_logs([path]) is not None
-    if not has:
-        notes.append(f"{path} has no record in JSON: train with --log-format json")
-    return has
+    if holds_record(path):
+        return True
+    notes.append(f"{path} has no record in JSON: train with --log-format json")
+    return False
 
 
 def _sort_out(folder: Path) -> _Found:
@@ -135,7 +135,10 @@ def _sort_out(folder: Path) -> _Found:
         if not isinstance(record, dict):
             continue
         if record.get("format") == FORMAT:
-            found.statistics.append((path, read_statistics(path)))
+            try:
+                found.statistics.append((path, read_statistics(path)))
+            except UserError as error:
+                found.notes.append(str(error))
         elif evaluation := _evaluation(record):
             found.evaluations.append((path, evaluation))
     return found
@@ -146,9 +149,13 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation | None:
     if not isinstance(directions, dict) or not isinstance(means, dict) or not directions:
         return None
     entries = [*directions.values(), *means.values()]
-    if not all(isinstance(entry, dict) and {"bleu", "chrf"} <= entry.keys() for entry in entries):
-        return None
-    return Evaluation(record, directions, means)
+    return Evaluation(record, directions, means) if all(map(_has_scores, entries)) else None
+
+
+def _has_scores(entry: object) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), (int, float)) for name in ("bleu", "chrf")
+    )
 
 
 def _newest(found: list[tuple[Path, Any]], notes: list[str]) -> tuple[Path, Any] | None:
