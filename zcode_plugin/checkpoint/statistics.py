@@ -142,4 +142,4 @@ def read_statistics(path: Path) -> ExpertStatistics:
 
 
 def _is_row(row: object) -> bool:
-    return isinstance(row, dict) and _ROW_KEYS <= row.keys()
+    return isinstance(row, dict) and row.keys() >= _ROW_KEYS
