@@ -59,6 +59,7 @@ VERBS = (
     Verb("inspect", "what is in a checkpoint: options, experts, parameters, dtypes, optimizer"),
     Verb("plan", "which form of parallelism a model needs on given machines"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
+    Verb("report", "what runs did on one page: curves, scores, experts; and a model card"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )
 

@@ -77,9 +77,14 @@ def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write text files that belong together, see `io.write_all`."""
+    write_files({path: text.encode("utf-8") for path, text in texts.items()})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write files that belong together, see `io.write_all`."""
 
-    def writer(text: str) -> Callable[[BinaryIO], object]:
-        return lambda file: file.write(text.encode("utf-8"))
+    def writer(content: bytes) -> Callable[[BinaryIO], object]:
+        return lambda file: file.write(content)
 
-    io.write_all((path, writer(text)) for path, text in texts.items())
+    io.write_all((path, writer(content)) for path, content in contents.items())

@@ -73,20 +73,10 @@ def run(args: argparse.Namespace) -> int:
             statistics = measure(gathered, str(files[0]), selection)
         current.detail = count(len(statistics.rows), "row")
     write_texts(dict(zip(outputs, (statistics.to_json(), statistics.to_csv()), strict=True)))
-    rows = [("layer", "tokens", "experts", "busiest", "idlest", "dropped")]
-    for layer, loads in statistics.totals("load").items():
-        own = [row for row in statistics.rows if row["layer"] == layer]
-        asked = sum(row["assignments"] for row in own)
-        rows.append(
-            (
-                layer,
-                f"{sum(row['tokens'] for row in own):,}",
-                f"{len(loads)}",
-                f"{100 * max(loads) / asked:.1f}%",
-                f"{100 * min(loads) / asked:.1f}%",
-                f"{100 * sum(row['dropped'] for row in own) / asked:.1f}%",
-            )
-        )
+    rows = [["layer", "tokens", "experts", "busiest", "idlest", "dropped"]]
+    for load in statistics.layers():
+        shares = (f"{100 * share:.1f}%" for share in (load.busiest, load.idlest, load.dropped))
+        rows.append([load.layer, f"{load.tokens:,}", f"{load.experts}", *shares])
     print(format_table(rows))
     print(f"written: {outputs[0]}, {outputs[1]}")
     return 0

@@ -33,6 +33,7 @@ from zcode_plugin.parallel.tensor import WHOLE, TensorSlicing, tensor_slicing
 from zcode_plugin.parallel.topology import ExpertTopology, check_sizes
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
+from zcode_plugin.tasks.log_file import close_repeated_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,11 @@ class TrainingTask(FairseqTask):
     def language_tokens(self) -> set[int]:
         """The numbers of all language tokens."""
         raise NotImplementedError
+
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Stock's; each record stands in `--log-file` once."""
+        super().begin_epoch(epoch, model)
+        close_repeated_handlers()
 
     @exits_on_user_error
     def train_step(
