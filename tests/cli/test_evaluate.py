@@ -91,7 +91,7 @@ def test_a_failure_of_fairseq_generate_is_told_in_one_line(
     [
         (["nowhere", "--path", "x.pt"], "there is no data folder nowhere: make one with zcode "
          "prepare"),
-        (["{data}", "--path", "x.pt"], "--path x.pt: there is no such file"),
+        (["{data}", "--path", "x.pt"], "there is no checkpoint x.pt"),
         (["{data}", "--path", "c-rank-0.pt"], "c-rank-0.pt is of one rank of several: run "
          "`zcode merge c-rank-0.pt`"),
         (["{data}", "--path", "c.pt"], "c.pt is of one rank of several: run `zcode merge c.pt`"),

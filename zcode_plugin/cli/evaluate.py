@@ -103,12 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     if not args.data.is_dir():
         raise UserError(f"there is no data folder {args.data}: make one with zcode prepare")
-    if names.rank_of(args.path) is not None or (
-        not args.path.exists() and names.find_rank_files(args.path)
-    ):
-        raise UserError(f"{args.path} is of one rank of several: run `zcode merge {args.path}`")
-    if not args.path.is_file():
-        raise UserError(f"--path {args.path}: there is no such file")
+    names.check_whole(args.path)
     for flag, value in (("--beam", args.beam), ("--max-tokens", args.max_tokens)):
         if value < 1:
             raise UserError(f"{flag} {value} must be at least 1")

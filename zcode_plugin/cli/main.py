@@ -58,6 +58,7 @@ VERBS = (
     Verb("upcycle", "a dense checkpoint to one with experts, each a copy of the dense network"),
     Verb("inspect", "what is in a checkpoint: options, experts, parameters, dtypes, optimizer"),
     Verb("plan", "which form of parallelism a model needs on given machines"),
+    Verb("translate", "text in, text out, with a checkpoint"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
 )
