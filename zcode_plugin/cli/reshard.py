@@ -19,7 +19,8 @@ EPILOG = """To keep the batches of each update, keep ranks x --update-freq.
 
 example:
   zcode reshard checkpoints/checkpoint_last-rank-0.pt --ranks 2 --out two/
-  torchrun --nproc-per-node=2 $(which fairseq-train) ... --expert-parallel-size 2 --save-dir two
+  torchrun --nproc-per-node=2 $(which fairseq-train) ... \\
+    --expert-parallel-size 2 --save-dir two
 """
 
 

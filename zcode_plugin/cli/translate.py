@@ -16,8 +16,7 @@ from zcode_plugin.translation import Batching, Search, Translation, Translator
 
 DESCRIPTION = """Translate text, a sentence a line, with a checkpoint. Lines go out in
 their order; a line without text stays one."""
-EPILOG = """With --nbest above 1 a line is NUMBER<TAB>SCORE<TAB>TRANSLATION, the number
-that of the source line from 1.
+EPILOG = """With --nbest above 1 lines are NUMBER<TAB>SCORE<TAB>TRANSLATION.
 
 example:
   zcode translate --checkpoint model.pt -s de -t en < de.txt > en.txt
@@ -33,21 +32,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, nargs="?", metavar="FILE", help="text (default: standard input)")
     add("--checkpoint", type=Path, required=True, metavar="CKPT", help="merged if of ranks")
-    add("-s", "--source-lang", required=True, metavar="LANG", help="language of the text")
-    add("-t", "--target-lang", required=True, metavar="LANG", help="language to translate into")
+    add("-s", "--source-lang", required=True, metavar="L", help="language of the text")
+    add("-t", "--target-lang", required=True, metavar="L", help="into which language")
     add("--out", type=Path, metavar="FILE", help="write there (default: standard output)")
     add(
         "--data",
         type=Path,
         metavar="DATA",
-        help="folder of training, for its sentencepiece.model (default: that beside CKPT, then "
-        "that of the folder CKPT was trained on)",
+        help="folder with sentencepiece.model (default: CKPT's)",
     )
     add("--sentencepiece-model", type=Path, metavar="FILE", help="or this very file")
     add("--beam", type=int, default=search.beam, metavar="N", help="beam size (default: 5)")
     add("--nbest", type=int, default=search.nbest, metavar="N", help="translations of a line")
     add("--lenpen", type=float, default=search.lenpen, metavar="X", help="above 1: longer ones")
-    length = "at most a x source + b tokens (default: a 0, b 200)"
+    length = "at most A x source + B tokens (0 and 200)"
     add("--max-len-a", type=float, default=search.max_len_a, metavar="A", help=length)
     add("--max-len-b", type=int, default=search.max_len_b, metavar="B", help="see --max-len-a")
     default = batching.max_tokens
@@ -58,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1000,
         metavar="N",
-        help="read at most N lines ahead, to batch them by length (default: 1000); lines that "
-        "wait for an answer get it at once",
+        help="read at most N lines ahead (default: 1000)",
     )
     add("--cpu", action="store_true", help="leave a GPU alone")
     precision = parser.add_mutually_exclusive_group()
