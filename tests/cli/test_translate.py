@@ -115,14 +115,13 @@ def text(raw: Path, direction: str, split: str = "test") -> list[str]:
     return (raw / f"{split}.{pair}.{source}").read_text(encoding="utf-8").splitlines()
 
 
-def test_hypotheses_and_scores_are_those_of_fairseq_generate(
-    learnt: Path, quantised: Path, pruned: Path, data: Path, raw: Path, tmp_path: Path
-) -> None:
-    calls = [(learnt, direction, beam) for direction in DIRECTIONS for beam in (1, 5)]
-    calls += [(path, direction, 5) for path in (quantised, pruned) for direction in DIRECTIONS[:1]]
-    loaded = {path: Translator.load(path, data=data) for path in (learnt, quantised, pruned)}
+def check_equal(
+    data: Path, raw: Path, folder: Path, calls: list[tuple[Path, str, int]]
+) -> set[str]:
+    """What stock and `Translator` make of binarised data and raw text is the same; all texts."""
+    loaded = {path: Translator.load(path, data=data) for path in {call[0] for call in calls}}
     seen = set()
-    for (path, direction, beam), wanted in zip(calls, of_stock(data, tmp_path, calls), strict=True):
+    for (path, direction, beam), wanted in zip(calls, of_stock(data, folder, calls), strict=True):
         source, target = direction.split("-")
         found = loaded[path].translate(
             text(raw, direction),
@@ -135,7 +134,39 @@ def test_hypotheses_and_scores_are_those_of_fairseq_generate(
         assert [one.text for one in best] == [one.text for one in wanted], (path, direction, beam)
         assert [one.score for one in best] == pytest.approx([one.score for one in wanted], abs=1e-4)
         seen.update(one.text for one in best)
+    return seen
+
+
+def test_hypotheses_and_scores_are_those_of_fairseq_generate(
+    learnt: Path, quantised: Path, pruned: Path, data: Path, raw: Path, tmp_path: Path
+) -> None:
+    calls = [(learnt, "fr-en", 1), (learnt, "de-en", 5)]
+    calls += [(quantised, "de-en", 5), (pruned, "en-de", 5)]
+    check_equal(data, raw, tmp_path, calls)
+
+
+@pytest.mark.slow
+def test_they_are_in_all_directions(learnt: Path, data: Path, raw: Path, tmp_path: Path) -> None:
+    calls = [(learnt, direction, beam) for direction in DIRECTIONS for beam in (1, 5)]
+    seen = check_equal(data, raw, tmp_path, calls)
     assert len(seen) > 10  # it does not say the same whatever it is asked
+
+
+@pytest.mark.slow
+def test_hypotheses_are_those_of_fairseq_interactive(
+    translator: Translator, learnt: Path, data: Path, raw: Path
+) -> None:
+    output = run(
+        "fairseq-interactive", data, *TASK, *LANGTOK, "-s", "fr", "-t", "en", "--path", learnt,
+        "--input", raw / "test.fr-en.fr", "--bpe", "sentencepiece", "--remove-bpe", "sentencepiece",
+        "--sentencepiece-model", data / "sentencepiece.model", "--cpu", "--buffer-size", "6",
+        "--max-tokens", "200", "--beam", "4", "--nbest", "2", "--max-len-b", LENGTH,
+    )  # fmt: skip
+    found = translator.translate(
+        text(raw, "fr-en"), source="fr", target="en", search=Search(4, 2, max_len_b=LENGTH)
+    )
+    wanted = [line.split("\t")[2] for line in lines(output, "H")]
+    assert [h.text for one in found for h in one.hypotheses] == wanted
 
 
 def test_a_translation_does_not_depend_on_what_is_beside_it(

@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Translate, score, print, and write the results."""
     _check_arguments(args)
+    comet_model = None if args.comet is None else comet.load(args.comet)
     directions = generation.choose_directions(args.pairs, args.data, args.gen_subset)
     tokenizers = scores.parse_tokenizers(args.sacrebleu_tokenizer)
     from zcode_plugin.checkpoint import io
@@ -95,7 +96,6 @@ def run(args: argparse.Namespace) -> int:
     task = generation.task_arguments(config.section(state, "task"))
     updates = config.num_updates(state)
     del state
-    comet_model = None if args.comet is None else comet.load(args.comet)
     evaluation = _evaluate(args, directions, task, tokenizers, updates)
     if comet_model is not None:
         for direction, texts in evaluation.texts.items():
