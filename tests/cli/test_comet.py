@@ -67,7 +67,7 @@ def test_the_score_is_that_of_comet(model: Path) -> None:
     loaded = load_from_checkpoint(str(model / "checkpoints" / "model.ckpt")).eval()
     wanted = []
     for src, mt, ref in zip(TEXTS.sources, TEXTS.hypotheses, TEXTS.references, strict=True):
-        (inputs,) = loaded.prepare_for_inference([{"src": src, "mt": mt, "ref": ref}])
+        inputs = loaded.prepare_for_inference([{"src": src, "mt": mt, "ref": ref}])
         with torch.no_grad():
             wanted.append(float(loaded(**inputs)["score"]))
     assert wanted[0] != wanted[1]

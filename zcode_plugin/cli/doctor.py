@@ -29,12 +29,14 @@ FAIRSEQ = "pip install --no-deps fairseq==0.12.2 fairscale==0.4.13"
 REBUILD = f"{FAIRSEQ} --force-reinstall --no-cache-dir"
 PAIR = "pip install 'hydra-core>=1.3,<1.4' 'omegaconf>=2.3,<2.4'"
 # What each hydra asks for: from the first version, below the second.
-OMEGACONF_OF_HYDRA = {
+OMEGACONF_OF_HYDRA: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {
     (1, 0): ((2, 0, 5), (2, 1)),
     (1, 1): ((2, 1), (2, 2)),
     (1, 2): ((2, 2), (2, 4)),
     (1, 3): ((2, 2), (2, 4)),
 }
+# Where a package is not called as what it is imported as.
+PACKAGE_OF = {"antlr4": "antlr4-python3-runtime==4.9.3", "yaml": "PyYAML"}
 # Of the packages below those without which fairseq's own fault would not show.
 IMPORTED_BY_FAIRSEQ = ("torch", "numpy", "fairseq", "hydra-core", "omegaconf", "sacrebleu")
 COMPAT = "pip install --no-deps --force-reinstall zcode_plugin (or the path of your checkout)"
@@ -161,8 +163,8 @@ def _pairing(omegaconf: Finding) -> Finding:
     """omegaconf beside the hydra that is there."""
     if not _is_installed("hydra-core"):
         return omegaconf
-    least, below = OMEGACONF_OF_HYDRA.get(_numbers("hydra-core")[:2], ((), (99,)))
-    if least <= _numbers("omegaconf") < below:
+    wanted = OMEGACONF_OF_HYDRA.get(_numbers("hydra-core")[:2])
+    if wanted is None or wanted[0] <= _numbers("omegaconf") < wanted[1]:
         return omegaconf
     value = f"{omegaconf.value} does not go with hydra-core {version('hydra-core')}"
     return Finding(omegaconf.name, value, PAIR)
@@ -181,7 +183,7 @@ def _fairseq(problems: Sequence[str]) -> Finding:
         return replace(found, remedy=COMPAT)
     missing = re.search(r"No module named '(\w+)", found.value)
     if missing and missing[1] not in ("fairseq", "fairseq_cli"):
-        return replace(found, remedy=f"pip install {missing[1].replace('hydra', 'hydra-core')}")
+        return replace(found, remedy=f"pip install {PACKAGE_OF.get(missing[1], missing[1])}")
     return found
 
 
