@@ -22,11 +22,11 @@ EPILOG = """A gate over more experts is less certain, and what a token gets from
 with it: unless --gate-scale says otherwise the gate is scaled so that it is as certain as before.
 Then re-fit the gate alone for some hundred updates:
 
-  fairseq-train ... --finetune-from-model M.pt --freeze-except gate --max-update 200
+  fairseq-train ... --finetune-from-model M.pt --freeze-except gate
 
 example:
   zcode aggregate a.pt b.pt --out M.pt
-  zcode aggregate a.pt b.pt --weights 1,0 --gate-scale 1 --out M.pt     (the rest is that of a.pt)
+  zcode aggregate a.pt b.pt --weights 1,0 --gate-scale 1 --out M.pt
 """
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -88,3 +90,15 @@ def write_files(contents: Mapping[Path, bytes]) -> None:
         return lambda file: file.write(content)
 
     io.write_all((path, writer(content)) for path, content in contents.items())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write bit by bit: it gets its name at the end, and on any failure none."""
+    partial = io.partial_name(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -21,7 +21,8 @@ EPILOG = """What follows -- are flags of the model, as in training.
 
 example:
   zcode plan --arch zcode_m3_10b --ranks 64 --memory 40
-  zcode plan --arch zcode_m3_10b --ranks 512 --memory 40 --host-memory 128 -- --moe-expert-count 512
+  zcode plan --arch zcode_m3_10b --ranks 512 --memory 40 --host-memory 128 \\
+    -- --moe-expert-count 512
 """
 GB = 1e9
 

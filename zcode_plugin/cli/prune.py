@@ -25,9 +25,9 @@ fairseq-train --finetune-from-model load.
 example:
   zcode prune model.pt --keep 50% --by random --out half.pt
   zcode stats model.pt data --out stats.json
-  zcode prune model.pt --keep 50% --by utilisation --stats stats.json --out half.pt
-  zcode prune model.pt --keep 2 --by activation-norm --stats stats.json --pairs de-en \\
-    --across-layers --ratio 3:1 --out de-en.pt
+  zcode prune model.pt --keep 8 --by utilisation --stats stats.json --out 8.pt
+  zcode prune model.pt --keep 2 --by activation-norm --stats stats.json \\
+    --pairs de-en --across-layers --ratio 3:1 --out de-en.pt
 """
 
 

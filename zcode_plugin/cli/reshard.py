@@ -22,8 +22,10 @@ EPILOG = """To keep the batches of each update, keep ranks / T x --update-freq.
 
 example:
   zcode reshard checkpoints/checkpoint_last-rank-0.pt --ranks 2 --out two/
-  torchrun --nproc-per-node=2 $(which fairseq-train) ... --expert-parallel-size 2 --save-dir two
-  zcode reshard two/checkpoint_last-rank-0.pt --ranks 4 --model-parallel-size 2 --out slices/
+  torchrun --nproc-per-node=2 $(which fairseq-train) ... \\
+    --expert-parallel-size 2 --save-dir two
+  zcode reshard two/checkpoint_last-rank-0.pt --ranks 4 \\
+    --model-parallel-size 2 --out slices/
 """
 
 

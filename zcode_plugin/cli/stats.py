@@ -17,7 +17,7 @@ EPILOG = """Writes OUT.json, which zcode prune reads, and OUT.csv beside it.
 
 example:
   zcode stats model.pt data --out stats.json
-  zcode stats model.pt data --pairs de-en,en-de --objectives mt --gen-subset test --out de.json
+  zcode stats model.pt data --pairs de-en --objectives mt --out de.json
 """
 
 
