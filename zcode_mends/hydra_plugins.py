@@ -78,6 +78,15 @@ def _check_chosen_sections(cfg: Any) -> None:
             _check_keys(section, options, dataclasses[name].__dataclass_fields__)
 
 
+def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`encoder: {layers: 6}`, as stock's Transformer groups its options, is `encoder_layers: 6`."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        nested = isinstance(value, Mapping)
+        flat.update(_flat(value, f"{prefix}{name}_") if nested else {f"{prefix}{name}": value})
+    return flat
+
+
 def _flags(options: Mapping[str, Any], parser: argparse.ArgumentParser) -> list[str]:
     """What a user of `fairseq-train` would have typed."""
     actions = {action.dest: action for action in parser._actions}
@@ -130,7 +139,7 @@ def _set_legacy_model(cfg: Any) -> None:
     }
     args = _all_options(sections)
     args.arch = arch
-    parser.parse_args(_flags(_plain(cfg.model), parser), args)
+    parser.parse_args(_flags(_flat(_plain(cfg.model)), parser), args)
     ARCH_CONFIG_REGISTRY[arch](args)
     _set_legacy_defaults(args, model)
     args._name = arch
