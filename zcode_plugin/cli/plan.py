@@ -41,6 +41,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GB",
         help="memory of the host for each rank (default: 0)",
     )
+    _add_training_arguments(parser)
+    add(
+        "--expert-parallel-size",
+        type=int,
+        metavar="P",
+        help="ranks of the experts (default: W, or the experts if fewer)",
+    )
+    add(
+        "--tensor",
+        type=int,
+        default=2,
+        metavar="T",
+        help="ranks that share a sliced layer in the forms with M (default: 2)",
+    )
+    add(
+        "--checkpoint-activations",
+        action="store_true",
+        help="keep no activations within layers, as with this flag of fairseq",
+    )
+    add("--json", action="store_true", help="print one JSON object")
+
+
+def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add(
         "--vocabulary",
         type=int,
@@ -62,25 +86,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="fp16",
         help="numbers of the training (default: fp16)",
     )
-    add(
-        "--expert-parallel-size",
-        type=int,
-        metavar="P",
-        help="ranks of the experts (default: W, or the experts if fewer)",
-    )
-    add(
-        "--tensor",
-        type=int,
-        default=2,
-        metavar="T",
-        help="ranks that share a sliced layer in the forms with M (default: 2)",
-    )
-    add(
-        "--checkpoint-activations",
-        action="store_true",
-        help="keep no activations within layers, as with this flag of fairseq",
-    )
-    add("--json", action="store_true", help="print one JSON object")
 
 
 def run(args: argparse.Namespace) -> int:
