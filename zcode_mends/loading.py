@@ -16,6 +16,7 @@ from zcode_mends.devices import BF16_WITHOUT_TPU, DDP_ON_CPU, FP16_ON_CPU
 from zcode_mends.encoder_fastpath import ENCODER_FASTPATH
 from zcode_mends.fully_sharded import FULLY_SHARDED_ALONE, FULLY_SHARDED_ON_CPU
 from zcode_mends.hydra_errors import HYDRA_ERRORS
+from zcode_mends.hydra_plugins import HYDRA_PLUGINS
 from zcode_mends.megatron import MEGATRON, MEGATRON_HEADS
 from zcode_mends.mend import Mend
 from zcode_mends.numpy_names import NUMPY_NAMES
@@ -39,6 +40,7 @@ MENDS: tuple[Mend, ...] = (
     MEGATRON,
     MEGATRON_HEADS,
     HYDRA_ERRORS,
+    HYDRA_PLUGINS,
 )
 
 

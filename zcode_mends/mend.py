@@ -42,14 +42,18 @@ class StandIn(ModuleType):
         return getattr(self.__dict__["_stock"], name)
 
 
-def refuse(message: str) -> NoReturn:
-    """End the command with one line that names the flag and the remedy, and exit code 2."""
-    print(f"{os.path.basename(sys.argv[0])}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
 def version(text: str) -> tuple[int, int]:
     """Major and minor number of a version: ``"2.13.0+cpu"`` -> ``(2, 13)``."""
     found = re.match(r"(\d+)\.(\d+)", text)
     assert found, f"not a version: {text!r}"
     return int(found[1]), int(found[2])
+
+
+def refuse(message: str) -> NoReturn:
+    """End the command with one line that names the flag and the remedy, and exit code 2.
+
+    In one write: ranks share their standard error.
+    """
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: error: {message}\n", end="", file=sys.stderr, flush=True)
+    raise SystemExit(2)

@@ -34,8 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add("checkpoints", type=Path, nargs="+", metavar="CKPT", help="two or more, as zcode merge")
-    add("--weights", metavar="W,...", help="of each model in the mean (default: all alike)")
+    add(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="CKPT",
+        help="two or more checkpoints, as zcode merge takes them",
+    )
+    add("--weights", metavar="W,...", help="weights of the models in the mean (default: all alike)")
     add("--gate-scale", default="auto", metavar="F", help="factor of all gates (default: auto)")
     add("--top-k", type=int, metavar="K", help="experts of a token (default: as they have)")
     add_output_arguments(parser)

@@ -60,7 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pairs", help="directions, as de-en,en-de (default: both of every pair of the split)")
     add("--gen-subset", default="test", metavar="SPLIT", help="split of DATA (default: test)")
     add("--beam", type=int, default=5, metavar="N", help="beam size (default: 5)")
-    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add(
+        "--max-tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="tokens of a batch (default: 4096)",
+    )
     add("--out", type=Path, metavar="FILE", help="write the results as JSON, too")
     add("--translations", type=Path, metavar="DIR", help="keep fairseq-generate's output in DIR")
     add("--copy-baseline", action="store_true", help="score the source text as translation, too")

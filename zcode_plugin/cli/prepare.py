@@ -55,9 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--skip-blank", action="store_true", help="drop pairs with a blank side")
     _add_subword_arguments(parser)
-    cores = available_cores()
-    help_text = f"processes at a time (default: all cores, {cores})"
-    add("--workers", type=int, default=cores, metavar="N", help=help_text)
+    add("--workers", type=int, metavar="N", help="processes at a time (default: all cores)")
 
 
 def _add_subword_arguments(parser: argparse.ArgumentParser) -> None:
@@ -101,7 +99,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UserError("no text is given: name a folder with --raw or files with --tsv")
     if "," in str(args.out):
         raise UserError(f"--out {args.out}: fairseq-preprocess parts names at commas; use none")
-    if args.workers < 1:
+    if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers} must be at least 1")
     langs = None if args.langs is None else inventory.parse_languages(args.langs)
     every_pair = args.pairs == "all"
@@ -118,7 +116,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         options=_subword_options(args),
         model=args.sentencepiece_model,
         skip_blank=args.skip_blank,
-        workers=args.workers,
+        workers=available_cores() if args.workers is None else args.workers,
     )
 
 

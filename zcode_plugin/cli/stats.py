@@ -28,10 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     add("data", type=Path, metavar="DATA", help="folder of binarised data")
     add("--out", type=Path, required=True, metavar="OUT.json", help="file to write")
-    add("--gen-subset", default="valid", metavar="SPLIT", help="split (default: valid)")
+    add("--gen-subset", default="valid", metavar="SPLIT", help="split of DATA (default: valid)")
     add("--pairs", metavar="A-B,...", help="directions of mt (default: those of the training)")
     add("--objectives", metavar="NAME,...", help="objectives (default: those of the training)")
-    add("--max-tokens", type=int, default=4000, metavar="N", help="of a batch (default: 4000)")
+    add(
+        "--max-tokens",
+        type=int,
+        default=4000,
+        metavar="N",
+        help="tokens of a batch (default: 4000)",
+    )
     add(
         "--capacity-factor",
         type=float,

@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add normal noise to each expert, its deviation STD times that of the weights "
         "(default: 0)",
     )
-    add("--seed", type=int, default=1, help="of gates and noise (default: 1)")
+    add("--seed", type=int, default=1, help="seed of gates and noise (default: 1)")
     add(
         "--with-optimizer",
         action="store_true",

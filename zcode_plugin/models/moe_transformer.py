@@ -25,7 +25,7 @@ from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
 from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
 from zcode_plugin.models.freezing import freeze
-from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
+from zcode_plugin.models.heads import GENERATOR_SIZE, add_head_arguments, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
 from zcode_plugin.models.moe_checks import (
     check,
@@ -167,13 +167,7 @@ class MoETransformer(TransformerModel):
         """Flags of the stock Transformer and of `MoEConfig`."""
         super().add_args(parser)
         add_moe_arguments(parser)
-        parser.add_argument(
-            "--electra-generator-size",
-            type=float,
-            metavar="SHARE",
-            help="electra: width of the generator as a share of the encoder's (default: "
-            f"{GENERATOR_SIZE})",
-        )
+        add_head_arguments(parser)
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> MoETransformer:
