@@ -9,7 +9,7 @@ STOCK = fairseq==0.12.2 fairscale==0.4.13
 BIN = $(VENV)/bin
 CODE = zcode_plugin zcode_mends zcode_compat.py tests examples benchmarks docs setup.py
 
-.PHONY: demo test test-slow lint format install clean-demo
+.PHONY: demo test test-slow lint format docs install clean-demo
 .DEFAULT_GOAL := test
 
 demo: $(VENV)/ready
@@ -29,6 +29,11 @@ lint: $(VENV)/ready
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
+
+# docs/reference.md, out of the parsers; a test says when it is due.
+docs: $(VENV)/ready
+	$(BIN)/python docs/reference.py >docs/reference.tmp
+	mv docs/reference.tmp docs/reference.md
 
 # Into the Python environment that is active, for those who manage their own.
 install:

@@ -40,6 +40,7 @@ class Ranks:
         world: number of ranks; one runs without torch.distributed.
         folder: for the logs.
         inside: called in each rank with its number, before fairseq: watches it, or makes it fail.
+        launched: a single rank, too, has a process group, as under a launcher.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Ranks:
         world: int,
         folder: Path,
         inside: Callable[[int], None] | None = None,
+        launched: bool = False,
     ):
         import fairseq_cli.train  # noqa: F401 - once for all ranks
 
@@ -58,7 +60,7 @@ class Ranks:
         line = ["fairseq-train", *(str(argument) for argument in arguments)]
         self.logs = [folder / f"log-{time.monotonic_ns()}-{rank}" for rank in range(world)]
         context = multiprocessing.get_context("fork")
-        port = _free_port()
+        port = _free_port() if launched or world > 1 else None
         self.processes = [
             context.Process(target=_main, args=(line, rank, world, port, log, inside))
             for rank, log in enumerate(self.logs)
@@ -109,11 +111,13 @@ def train(
     *options: object,
     world: int = 1,
     inside: Callable[[int], None] | None = None,
+    launched: bool = False,
 ) -> str:
     """Train to the end; what rank 0 logged. The options given come last, and win."""
     ranks = Ranks(
-        [data, *OPTIONS, "--save-dir", save_dir, *options], world, save_dir.parent / "logs", inside
-    )
+        [data, *OPTIONS, "--save-dir", save_dir, *options], world, save_dir.parent / "logs", inside,
+        launched,
+    )  # fmt: skip
     codes = ranks.exit_codes()
     assert codes == [0] * world, "\n".join(ranks.output(rank)[-4000:] for rank in range(world))
     return ranks.output()
@@ -176,13 +180,13 @@ def _main(
     line: list[str],
     rank: int,
     world: int,
-    port: int,
+    port: int | None,
     log_file: Path,
     inside: Callable[[int], None] | None,
 ) -> None:
     torch.set_num_threads(1)
     _write_to(log_file)
-    if world > 1:
+    if port is not None:
         os.environ.update(
             MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world),
             RANK=str(rank), LOCAL_RANK=str(rank),

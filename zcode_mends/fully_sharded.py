@@ -1,15 +1,16 @@
-"""fairscale's fully sharded data parallelism (--ddp-backend fully_sharded) without a GPU."""
+"""fairscale's fully sharded data parallelism (--ddp-backend fully_sharded): no GPU, no ranks."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.util
 import sys
 from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any
 
-from zcode_mends.mend import Mend, StandIn
+from zcode_mends.mend import Mend, StandIn, refuse
 
 
 def _is_needed(_: ModuleType) -> bool:
@@ -125,4 +126,36 @@ FULLY_SHARDED_ON_CPU = Mend(
     is_needed=_is_needed,
     apply=_mend,
     after=("fairseq.distributed.fully_sharded_data_parallel", "fairseq.utils"),
+)
+
+
+def _lacks_stand_in(module: ModuleType) -> bool:
+    return module.has_FSDP and importlib.util.find_spec("fairscale.utils") is None
+
+
+def _refuse_one_process(module: Any) -> None:
+    stock = module.fsdp_enable_wrap
+
+    @functools.wraps(stock)
+    def fsdp_enable_wrap(cfg: Any) -> Any:
+        if module.dist_utils.get_data_parallel_group() is None:
+            refuse(
+                "--ddp-backend fully_sharded needs a process group, and this is one process by "
+                "itself: start it with torchrun, if need be with --nproc-per-node=1, or drop the "
+                "flag"
+            )
+        return stock(cfg)
+
+    module.fsdp_enable_wrap = fsdp_enable_wrap
+
+
+FULLY_SHARDED_ALONE = Mend(
+    name="fully-sharded-alone",
+    reason=(
+        "in one process --ddp-backend fully_sharded ends in the traceback of an import from "
+        "fairscale's tests, which its package lacks"
+    ),
+    is_needed=_lacks_stand_in,
+    apply=_refuse_one_process,
+    after=("fairseq.distributed.fully_sharded_data_parallel",),
 )

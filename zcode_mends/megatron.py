@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-from zcode_mends.mend import Mend
+from zcode_mends.mend import Mend, refuse
 
 _PACKAGE = "fairseq.model_parallel.megatron"
 
@@ -71,12 +70,10 @@ def _initialize(model_parallel_size: int, **options: Any) -> None:
 
     world = distributed.get_world_size()
     if world % model_parallel_size:  # fairscale asserts, or quietly takes the world for the size
-        print(
-            f"{os.path.basename(sys.argv[0])}: error: --model-parallel-size {model_parallel_size} "
-            f"must divide the world size {world}: choose a divisor, or another number of ranks",
-            file=sys.stderr,
+        refuse(
+            f"--model-parallel-size {model_parallel_size} must divide the world size {world}: "
+            "choose a divisor, or another number of ranks"
         )
-        raise SystemExit(2)
     model_parallel.initialize_model_parallel(model_parallel_size, **options)
 
 

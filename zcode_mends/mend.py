@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 
 @dataclass(frozen=True)
@@ -45,3 +47,13 @@ def version(text: str) -> tuple[int, int]:
     found = re.match(r"(\d+)\.(\d+)", text)
     assert found, f"not a version: {text!r}"
     return int(found[1]), int(found[2])
+
+
+def refuse(message: str) -> NoReturn:
+    """End the command with one line that names the flag and the remedy, and exit code 2.
+
+    In one write: ranks share their standard error.
+    """
+    name = os.path.basename(sys.argv[0])
+    print(f"{name}: error: {message}\n", end="", file=sys.stderr, flush=True)
+    raise SystemExit(2)

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from zcode_mends.checkpoints import allow, loads_safely_by_default
-from zcode_mends.mend import Mend, StandIn
+from zcode_mends.mend import Mend, StandIn, refuse
 
 _ENTRY_POINTS = ("cli_main", "_hydra_main")
 
@@ -87,8 +87,7 @@ def _exits_with_one_line(entry_point: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return entry_point(*args, **options)
         except CheckpointRefusedError as refusal:
-            print(f"{os.path.basename(sys.argv[0])}: error: {refusal}", file=sys.stderr)
-            raise SystemExit(2) from None
+            refuse(str(refusal))
 
     return main
 

@@ -22,7 +22,7 @@ def commit(partial: str, path: str) -> None:
     """Give a file that is whole its name; a rank's only when all ranks have written theirs.
 
     So, whenever processes are killed, the files under their names are all of the old save, or
-    those that are lie beside a whole `.tmp` of the new one (`zcode_plugin.checkpoint.resume` gives
+    those that are lie beside a whole `.tmp` of the new one (`zcode_plugin.checkpoint.sets` gives
     them their names).
     """
     with open(partial, "rb") as file:

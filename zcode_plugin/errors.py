@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -17,6 +17,11 @@ class UserError(ValueError):
     The message is one line that names the culprit and the remedy; command line entries print it
     without a traceback and exit with code 2.
     """
+
+
+def first_given(flags: Mapping[str, object]) -> str | None:
+    """The first flag that is given, of flags and whether each is; None where none is."""
+    return next((flag for flag, is_given in flags.items() if is_given), None)
 
 
 def tell(error: str) -> None:

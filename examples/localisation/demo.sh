@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole road in one script: corpus, data, expert-parallel training, one checkpoint, BLEU.
+# The whole road in one script: corpus, data, expert-parallel training, one checkpoint, BLEU, report.
 # Each step is skipped when its product is there; an interrupted training goes on where it was.
 # Everything lands in runs/demo (or the folder that $RUN names); $EXTRA holds further training flags.
 set -euo pipefail
@@ -14,14 +14,14 @@ mkdir -p "$RUN"
 
 step() { printf '\n== %s\n' "$*"; }
 
-step "1/5 corpus: $RUN/corpus"
+step "1/7 corpus: $RUN/corpus"
 python examples/localisation/build_corpus.py --out "$RUN/corpus" --languages "$LANGUAGES"
 
-step "2/5 subwords, dictionary, binarised data: $RUN/data"
+step "2/7 subwords, dictionary, binarised data: $RUN/data"
 zcode prepare --raw "$RUN/corpus/raw" --out "$RUN/data" --vocab-size 8000 \
   --character-coverage 1
 
-step "3/5 training on 2 ranks with 4 experts each: $RUN/checkpoints"
+step "3/7 training on 2 ranks with 4 experts each: $RUN/checkpoints"
 if [ -e "$RUN/trained" ]; then
   echo "finished already"
 else
@@ -37,24 +37,26 @@ else
     --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates "$WARMUP" \
     --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 1024 \
     --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 --data-buffer-size 0 \
-    --no-epoch-checkpoints --validate-interval 1000 \
-    --log-format simple --log-interval 50 --save-dir "$RUN/checkpoints" ${EXTRA:-} \
+    --no-epoch-checkpoints --validate-interval 1000 --validate-interval-updates 100 \
+    --log-format json --log-file "$RUN/train.log" --log-interval 20 \
+    --save-dir "$RUN/checkpoints" ${EXTRA:-} \
     2>"$RUN/train.err" |
-    tee -a "$RUN/train.log" | grep --line-buffered -E "train_inner|valid on" || {
+    sed -u -nE '/ \| (train_inner|valid) \| /{
+      s/[{}"]//g; s/, (valid_)?(mt_nll_loss_|moe_gate_loss).*(num_updates: [0-9]+).*/, \3/; p; }' || {
       tail -n 30 "$RUN/train.err" >&2
       exit 1
     }
   touch "$RUN/trained"
 fi
 
-step "4/5 one checkpoint for one process: $RUN/model.pt"
+step "4/7 one checkpoint for one process: $RUN/model.pt"
 if [ -e "$RUN/model.pt" ] && [ "$RUN/model.pt" -nt "$RUN/trained" ]; then
   echo "finished already"
 else
   zcode merge "$RUN/checkpoints/checkpoint_last-rank-0.pt" --out "$RUN/model.pt" --force
 fi
 
-step "5/5 translation with fairseq-generate and scores: $RUN/results.json"
+step "5/7 translation with fairseq-generate and scores: $RUN/results.json"
 if [ -e "$RUN/results.txt" ] && [ "$RUN/results.txt" -nt "$RUN/model.pt" ]; then
   echo "finished already"
 else
@@ -63,3 +65,17 @@ else
   mv "$RUN/results.partial" "$RUN/results.txt"
 fi
 cat "$RUN/results.txt"
+
+step "6/7 what each expert does, with the capacity of training: $RUN/stats.json"
+if [ -e "$RUN/stats.json" ] && [ "$RUN/stats.json" -nt "$RUN/model.pt" ]; then
+  echo "finished already"
+else
+  zcode stats "$RUN/model.pt" "$RUN/data" --capacity-factor 1.25 --cpu --out "$RUN/stats.json" --force
+fi
+
+step "7/7 all of it on one page: $RUN/report.html"
+if python -c "import matplotlib" 2>/dev/null; then
+  zcode report "$RUN" --model-card "$RUN/model_card.md"
+else
+  echo "skipped: pip install matplotlib, then: zcode report $RUN"
+fi

@@ -84,8 +84,12 @@ def rank_state(rank: int, size: int = 2, world: int | None = None) -> State:
         "cfg": {
             "_name": None,
             "model": Namespace(
-                arch="moe_transformer", base_layers=int(size > 1), expert_parallel_size=size
+                arch="moe_transformer",
+                base_layers=int(size > 1),
+                expert_parallel_size=size,
+                model_parallel_size=1,
             ),
+            "common": {"model_parallel_size": 1},
             "task": {"_name": "multitask_multilingual", "langs": "de,en"},
             "distributed_training": {
                 "distributed_world_size": world or size,

@@ -9,7 +9,8 @@ import torch
 from checkpoint.rank_files import State, rank_state, write_rank_files
 
 from zcode_plugin.checkpoint import io
-from zcode_plugin.checkpoint.reshard import Layout, Position, plan
+from zcode_plugin.checkpoint.layout import Layout
+from zcode_plugin.checkpoint.reshard import Position, plan
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
 
@@ -153,3 +154,80 @@ def test_sizes_that_do_not_divide(
     with pytest.raises(UserError) as refusal:
         plan(write(tmp_path, 2, 2), ranks, parallel)
     assert str(refusal.value) == message
+
+
+def divide(files: list[Path], folder: Path, world: int, parallel: int, tensor: int) -> list[Path]:
+    """Write the files of another layout."""
+    folder.mkdir()
+    resharding = plan(files, world, parallel, tensor=tensor)
+    paths = resharding.after.paths(folder / "checkpoint_last.pt")
+    io.save_all(zip(paths, resharding.states(), strict=True))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel", "tensor", "names"),
+    [
+        (2, 1, 2, ["model_part-0", "model_part-1"]),
+        (4, 1, 4, [f"model_part-{part}" for part in range(4)]),
+        (4, 2, 2, [f"rank-{rank}" for rank in range(4)]),
+        (8, 1, 2, ["model_part-0", "model_part-1"]),  # the first of those that hold a slice saves
+    ],
+)
+def test_into_slices_and_back(
+    tmp_path: Path, world: int, parallel: int, tensor: int, names: list[str]
+) -> None:
+    """By way of another number of slices, too: bit for bit what was divided first."""
+    files = write(tmp_path, 1, 8)
+    sliced = divide(files, tmp_path / "sliced", world, parallel, tensor)
+    assert [path.stem.removeprefix("checkpoint_last-") for path in sliced] == names
+    for rank, path in enumerate(sliced):
+        state = io.load(path)
+        cfg = state["cfg"]
+        assert cfg["checkpoint"]["checkpoint_suffix"] == f"-{names[rank]}"
+        assert cfg["model"].model_parallel_size == tensor
+        assert cfg["model"].base_layers == int(parallel > 1)
+        assert cfg["distributed_training"] == {
+            "distributed_world_size": world,
+            "distributed_rank": rank,
+        }
+        assert state["extra_state"]["train_iterator"]["iterations_in_epoch"] == (
+            5 * 8 * tensor // world
+        )
+        rows = 7 // tensor + 1  # of 7 symbols, rounded up
+        assert len(state["last_optimizer_state"]["state"][0]["exp_avg"]) == rows
+        part = range(7)[rank % tensor * rows :][:rows]
+        embeddings = state["model"]["encoder.embed_tokens.weight"]
+        assert len(embeddings) == len(part)
+        for key, value in state["model"].items():
+            assert value.untyped_storage().nbytes() == value.numel() * value.element_size(), key
+        assert state["model"]["decoder.output_projection.weight"].data_ptr() == (
+            embeddings.data_ptr()
+        )
+    others = divide(sliced, tmp_path / "others", 4, 1, 4 if tensor == 2 else 2)
+    [whole] = divide(others, tmp_path / "whole", 8, 1, 1)
+    found, expected = io.load(whole), rank_state(0, 1, 8)
+    assert_same(found, expected)
+
+
+def test_sizes_of_slices_that_do_not_divide(tmp_path: Path) -> None:
+    files = write(tmp_path, 2, 2)
+    for arguments, message in (
+        ((4, None, None, 3), "--model-parallel-size 3 does not divide --ranks 4: choose a divisor"),
+        ((4, 4, None, 2), "--expert-parallel-size 4 does not divide --ranks 4 / "
+         "--model-parallel-size 2: choose a divisor of 2"),
+        ((4, None, "os", 2), "--zero-sharding os cannot go with --model-parallel-size 2"),
+    ):  # fmt: skip
+        with pytest.raises(UserError) as refusal:
+            plan(files, *arguments)
+        assert str(refusal.value).startswith(message)
+
+
+def test_a_run_that_shared_its_state_is_sliced_without(tmp_path: Path) -> None:
+    state = rank_state(0, 1, 2)
+    state["cfg"]["distributed_training"]["zero_sharding"] = "os"
+    torch.save(state, tmp_path / "checkpoint_last.pt")
+    resharding = plan([tmp_path / "checkpoint_last.pt"], 2, tensor=2)
+    assert not resharding.after.sharded
+    for part in resharding.states():
+        assert part["cfg"]["distributed_training"]["zero_sharding"] == "none"

@@ -10,6 +10,7 @@ from checkpoint.rank_files import State, rank_state, write_rank_files
 from distributed import run_ranks
 
 from zcode_plugin.checkpoint import io
+from zcode_plugin.checkpoint.reshard import plan
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.errors import UserError
 
@@ -150,8 +151,8 @@ def test_a_run_of_another_layout(files: dict[int, Path], tmp_path: Path) -> None
     )
     for world in (1, 2):
         assert start(run, world, expert_parallel_size=1) == (
-            f"{files[0]} and the like are of a run whose ranks had different experts, and this "
-            f"one has --expert-parallel-size 1: {RESHARD.format(files[0], world, 1)}"
+            f"{files[0]} and the like are of a run whose ranks had different experts or slices, "
+            f"and this one has --expert-parallel-size 1: {RESHARD.format(files[0], world, 1)}"
         )
     torch.save(rank_state(0, 1), tmp_path / "one.pt")
     restore = {"restore_file": str(tmp_path / "one.pt"), "reset_optimizer": True}
@@ -183,3 +184,35 @@ def test_names(
     run = tmp_path / "run"
     given = {name: value.format(run=run) for name, value in options.items()}
     assert start(run, 2, expert_parallel_size=2, **given) == message.format(run=run)
+
+
+def test_a_run_with_other_slices(tmp_path: Path) -> None:
+    """A whole file, too few slices, and slices for a run of whole layers."""
+    torch.save(rank_state(0, 1), tmp_path / "one.pt")
+    reshard = "zcode reshard {} --ranks {} --expert-parallel-size {}{} --out DIR"
+    sliced = {"expert_parallel_size": 1, "model_parallel_size": 2}
+    assert start(tmp_path, 2, **sliced, restore_file=str(tmp_path / "one.pt")) == (
+        f"{tmp_path}/one.pt is one file for all ranks, but with --model-parallel-size 2 each has "
+        "its own: divide it with "
+        f"{reshard.format(tmp_path / 'one.pt', 2, 1, ' --model-parallel-size 2')}, or start from "
+        "its weights alone with --finetune-from-model"
+    )
+    resharding = plan([tmp_path / "one.pt"], 4, 2, tensor=2)
+    last = tmp_path / "run" / "checkpoint_last.pt"
+    last.parent.mkdir()
+    files = resharding.after.paths(last)
+    io.save_all(zip(files, resharding.states(), strict=True))
+    assert start(last.parent, 4, expert_parallel_size=2, model_parallel_size=2) == ""
+    assert start(last.parent, 4, expert_parallel_size=4) == (
+        f"{files[0]} is of a run with --model-parallel-size 2, and this one has 1: divide it anew "
+        f"with {reshard.format(last, 4, 4, '')}"
+    )
+    assert start(last.parent, 2, **sliced) == (
+        f"{files[0]} and the like are of a run whose ranks had different experts or slices, and "
+        "this one has --model-parallel-size 2: "
+        f"{reshard.format(files[0], 2, 1, ' --model-parallel-size 2')}"
+    )
+    assert start(last.parent, 2, expert_parallel_size=1, model_parallel_size=1) == (
+        f"{files[0]} and the like are of a run whose ranks had different experts or slices, and "
+        f"this one has --expert-parallel-size 1: {reshard.format(files[0], 2, 1, '')}"
+    )

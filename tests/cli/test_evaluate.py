@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from zcode_plugin.cli.evaluation import generation
+from zcode_plugin.errors import UserError
+from zcode_plugin.translation import Search, Translator
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 TRAINING = """
@@ -39,7 +43,7 @@ def checkpoint(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_translates_scores_and_writes_what_stock_prints(
-    zcode: Run, data: Path, checkpoint: Path, tmp_path: Path
+    zcode: Run, data: Path, raw: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     results, kept = tmp_path / "results" / "all.json", tmp_path / "kept"
     ended = zcode(
@@ -59,6 +63,19 @@ def test_translates_scores_and_writes_what_stock_prints(
     by_hand = stock(*command).stdout
     assert (kept / "de-en.txt").read_text(encoding="utf-8") == by_hand
     assert by_hand.count("\nD-") == 6
+    texts = generation.read_translations(by_hand, generation.Direction("de", "en"))
+    assert texts.references[0]
+    for name in ("sources", "hypotheses", "references"):
+        assert record["directions"]["de-en"][name] == getattr(texts, name)
+
+    # A stock checkpoint translates raw text, too, in its own direction.
+    translator = Translator.load(checkpoint, data=data)
+    sources = (raw / "test.en-de.de").read_text(encoding="utf-8").splitlines()
+    search = Search(beam=2, max_len_b=9)
+    found = translator.translate(sources, source="de", target="en", search=search)
+    assert [one.hypotheses[0].text for one in found] == texts.hypotheses
+    with pytest.raises(UserError, match="the checkpoint translates from de to en alone"):
+        translator("the house", source="en", target="de")
 
     lines = ended.stdout.splitlines()
     assert {line.partition(" (")[0] for line in lines[:2]} == {
@@ -91,7 +108,7 @@ def test_a_failure_of_fairseq_generate_is_told_in_one_line(
     [
         (["nowhere", "--path", "x.pt"], "there is no data folder nowhere: make one with zcode "
          "prepare"),
-        (["{data}", "--path", "x.pt"], "--path x.pt: there is no such file"),
+        (["{data}", "--path", "x.pt"], "there is no checkpoint x.pt"),
         (["{data}", "--path", "c-rank-0.pt"], "c-rank-0.pt is of one rank of several: run "
          "`zcode merge c-rank-0.pt`"),
         (["{data}", "--path", "c.pt"], "c.pt is of one rank of several: run `zcode merge c.pt`"),

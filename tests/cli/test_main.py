@@ -1,11 +1,16 @@
 """The registry of verbs, help, and how mistakes are told."""
 
+import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
 
 import pytest
 
+import zcode_plugin
 from zcode_plugin.cli import main as cli
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -16,20 +21,58 @@ def test_help_names_every_verb_and_fits_a_screen(zcode: Run) -> None:
     ended = zcode("--help")
     assert ended.returncode == 0
     assert ended.stderr == ""
-    assert [line.split()[0] for line in ended.stdout.splitlines()[4 : 4 + len(VERBS)]] == VERBS
-    assert len(ended.stdout.splitlines()) <= 24
+    lines = ended.stdout.splitlines()
+    assert [line.split()[0] for line in lines[3 : 3 + len(VERBS)]] == VERBS
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+
+
+def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, output and errors of `zcode ARGUMENTS` in this process."""
+    try:
+        code = cli.main(arguments)
+    except SystemExit as ended:  # argparse, after --help
+        code = int(str(ended.code))
+    return code, *capsys.readouterr()
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_gives_an_example_and_fits_a_screen(zcode: Run, verb: str) -> None:
-    ended = zcode(verb, "--help")
-    assert ended.returncode == 0
-    assert ended.stderr == ""
-    lines = ended.stdout.splitlines()
+def test_help_of_a_verb_gives_an_example_and_fits_a_screen(
+    capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    code, help_text, errors = here(capsys, verb, "--help")
+    assert (code, errors) == (0, "")
+    lines = help_text.splitlines()
     assert lines[0].startswith(f"usage: zcode {verb} ")
-    assert lines[lines.index("example:") + 1].startswith(f"  zcode {verb}")
-    assert len(lines) <= 48
-    assert max(map(len, lines)) <= 100
+    examples = lines[lines.index("example:") + 1 :]
+    assert any(line.startswith(f"  zcode {verb}") for line in examples)
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+
+
+def flags(verb: str) -> list[str]:
+    """The long flags of a verb, as its help names them."""
+    parser = argparse.ArgumentParser()
+    next(known for known in cli.VERBS if known.name == verb).load().add_arguments(parser)
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    return [flag for flag in known if flag.startswith("--")]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_mistyped_verb_or_flag_is_answered_with_the_near_one(
+    capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    wrong = verb[:-2] + verb[-1] + verb[-2]
+    code, output, errors = here(capsys, wrong)
+    assert (code, output) == (2, "")
+    assert errors == f"zcode: error: unknown verb '{wrong}'; did you mean {verb}?\n"
+    for flag in flags(verb):
+        for mistyped in (f"{flag}x", flag.removeprefix("-")):
+            code, output, errors = here(capsys, verb, f"{mistyped}=1")
+            assert (code, output) == (2, "")
+            assert errors == (
+                f"zcode {verb}: error: unknown flag {mistyped}; did you mean {flag}?\n"
+            )
 
 
 def test_help_imports_no_slow_package() -> None:
@@ -76,6 +119,31 @@ def test_a_mistake_is_told_in_one_line(zcode: Run, arguments: list[str], message
     assert ended.returncode == 2
     assert ended.stderr == message + "\n"
     assert ended.stdout == ""
+
+
+def without_packages(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The `zcode` command of an environment with nothing but this package and Python's own."""
+    code = "import sys; from zcode_plugin.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code, *arguments],
+        capture_output=True,
+        encoding="utf-8",
+        env={**os.environ, "PYTHONPATH": str(Path(zcode_plugin.__path__[0]).parent)},
+    )
+
+
+def test_without_torch_help_is_there_and_work_is_refused_in_one_line(tmp_path: Path) -> None:
+    script = next(iter(entry_points(group="console_scripts", name="zcode")))
+    assert script.value == "zcode_plugin.cli.main:main"  # what is run here
+    assert without_packages("--help").stdout.splitlines()[0].startswith("usage: zcode VERB")
+    for verb in VERBS:
+        ended = without_packages(verb, "--help")
+        assert (ended.returncode, ended.stderr) == (0, ""), verb
+    ended = without_packages("inspect", str(tmp_path / "x.pt"))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == (
+        "zcode inspect: error: the package torch is missing; `zcode doctor` says what to do\n"
+    )
 
 
 def test_without_a_verb_the_usage_is_shown(zcode: Run) -> None:

@@ -18,13 +18,27 @@ def test_forms_and_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     for form in ("E", "E+Z1", "E+Z3", "E+Z-Off", "E+M", "E+Z-Off+M"):
         assert f"\n{form} " in output
     assert "--moe-expert-count 16 --expert-parallel-size 8" in output
-    assert "E+Z-Off+M is computed alone" in output
     assert main([*line, "--json", "--", "--moe-expert-count", "16"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert plan["forms"][0]["form"] == "E"
     assert plan["forms"][0]["memory"]["optimizer"] > plan["forms"][1]["memory"]["optimizer"]
     assert plan["forms"][0]["fits"]
     assert plan["forms"][3]["largest_parameters"] > plan["forms"][0]["largest_parameters"]
+
+
+def test_slices_in_shards_may_be_the_only_form_that_fits(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    line = [*LINE, "--ranks", "8", "--host-memory", "1"]
+    assert main([*line, "--memory", "1", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    totals = {row["form"]: row["memory"]["total"] for row in plan["forms"]}
+    least, second = sorted(totals.values())[:2]
+    assert least == totals["E+Z-Off+M"]
+    assert main([*line, "--memory", str((least + second) / 2e9)]) == 0
+    output = capsys.readouterr().out
+    assert "to run E+Z-Off+M:" in output
+    assert "--model-parallel-size 2 --ddp-backend fully_sharded --cpu-offload" in output
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,6 +33,7 @@ def test_writes_all_ranks_and_overwrites_only_when_forced(
     assert [line.rsplit(maxsplit=2) for line in lines[4:-2]] == [
         ["ranks", "2", "4"],
         ["expert parallel size", "2", "4"],
+        ["slices of a layer", "1", "1"],
         ["files", "2", "4"],
         ["optimizer's state in a file", "whole", "whole"],
         ["experts of a layer on a rank", "2", "1"],

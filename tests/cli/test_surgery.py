@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,12 @@ def test_statistics_count_every_token_once(stats: Path, reversal: Path) -> None:
         target = pair.partition("-")[2] or pair
         decoder = rows["decoder.layers.1", objective, pair]
         assert sum(decoder["load"]) == decoder["tokens"] == words(reversal, target)
+        sentences = (reversal.parent / f"valid.{target}").read_text().splitlines()
+        places = [place for line in sentences for place in range(len(line.split()) + 1)]
+        starts = [*record["sentence_positions"], 10**9]
+        assert decoder["asked_by_sentence_position"] == [
+            sum(low <= place < high for place in places) for low, high in pairwise(starts)
+        ]
     # The encoder sees a language token, too.
     source = rows["encoder.layers.1", "mt", "aa-bb"]
     assert source["tokens"] == words(reversal, "aa") + 100
@@ -71,6 +78,7 @@ def test_statistics_of_a_choice(trained: Path, reversal: Path, tmp_path: Path) -
     rows = json.loads(out.read_text())["rows"]
     assert [(row["objective"], row["pair"]) for row in rows] == [("mt", "bb-aa")] * 2
     assert all(row["dropped"] > 0.3 * row["tokens"] for row in rows)
+    assert all(row["dropped"] == sum(row["dropped_by_sentence_position"]) for row in rows)
 
 
 def test_pruned_by_use(

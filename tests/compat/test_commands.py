@@ -182,6 +182,22 @@ def test_fully_sharded_on_cpu(train: Run, tmp_path: Path) -> None:
     assert _losses(found[0][1]) + _losses(found[1][1]) == _losses(expected[1])
 
 
+@pytest.mark.parametrize("disabled", ["fully-sharded-alone", ""])
+def test_fully_sharded_in_one_process(train: Run, tmp_path: Path, disabled: str) -> None:
+    done = train(tmp_path, "--ddp-backend=fully_sharded", ZCODE_COMPAT_DISABLE=disabled)
+    if disabled:
+        assert done.returncode == 1
+        assert "No module named 'fairscale.utils'" in done.stderr
+    else:
+        assert done.returncode == 2
+        assert "Traceback" not in done.stderr
+        assert done.stderr.splitlines()[-1] == (
+            "fairseq-train: error: --ddp-backend fully_sharded needs a process group, and this is "
+            "one process by itself: start it with torchrun, if need be with --nproc-per-node=1, or "
+            "drop the flag"
+        )
+
+
 @pytest.mark.parametrize(
     "call", ["tensor.record_stream(None)", "tensor.pin_memory()", "sharded(torch.zeros(2, 2))"]
 )

@@ -15,7 +15,7 @@ from distributed import run_ranks
 from fairseq import checkpoint_utils
 
 from zcode_plugin.checkpoint import config, io
-from zcode_plugin.checkpoint.resume import finish_save
+from zcode_plugin.checkpoint.sets import finish_save
 
 
 def state(rank: int, updates: int) -> dict[str, Any]:

@@ -38,6 +38,8 @@ def test_demo_beats_an_untrained_model_and_the_source_in_each_direction(tmp_path
     demo(tmp_path / "demo")
     trained = bleu_by_direction(tmp_path / "demo")
     assert len(trained) == 16
+    for name in ("report.html", "model_card.md"):
+        assert "es-en" in (tmp_path / "demo" / name).read_text()
     # The same data, one update: what the model knows before it is trained.
     (tmp_path / "untrained").mkdir()
     for name in ("corpus", "data"):
@@ -49,5 +51,5 @@ def test_demo_beats_an_untrained_model_and_the_source_in_each_direction(tmp_path
         assert bleu > copy, direction
 
     again = demo(tmp_path / "demo")
-    assert again.count("finished already") == 3
+    assert again.count("finished already") == 4
     assert "train_inner" not in again

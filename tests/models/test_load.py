@@ -45,4 +45,5 @@ def test_layers_objectives_and_pairs_are_counted_apart(reversal: Path, tmp_path:
     for row in rows:
         assert len(row["load"]) == (4 if row["layer"].startswith("encoder") else 2)
         assert sum(row["load"]) == sum(row["kept"]) == row["tokens"]
+        assert sum(row["asked_by_sentence_position"]) == row["tokens"]
         assert row["dropped"] == 0

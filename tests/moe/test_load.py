@@ -64,6 +64,8 @@ def test_counts_by_hand() -> None:
     (row,) = statistics.rows()
     assert row.pop("entropy") == pytest.approx(entropy(ROWS[:5]) / 5, abs=1e-5)
     assert row.pop("dropped_by_position") == [0.0, 1.0, 0.0]
+    assert row.pop("asked_by_sentence_position") == [0] * 10  # sentences are not known
+    assert row.pop("dropped_by_sentence_position") == [0] * 10
     # Kept are the tokens 0 and 1 in expert 0 and token 4 in expert 1, in both calls.
     size = [float(y.norm()) for y in layer.experts(x.view(6, 6)[[0, 1, 4]], [2, 1, 0])]
     assert row.pop("weight") == pytest.approx([2 * (0.7 + 0.6), 2 * 0.6, 0])
@@ -112,6 +114,25 @@ def test_sentences_of_a_batch_count_for_their_own_pair() -> None:
         ("encoder.layers.1", "de-en", 3, [2, 1, 0]),
         ("encoder.layers.1", "en-de", 3, [3, 0, 0]),
     ]
+
+
+def test_drops_by_position_in_the_sentence() -> None:
+    """Sentences of 11 and 3 tokens, the second padded on the left, and room for 5 in the expert."""
+    gate = TopKGate(
+        1, 1, GateOptions(token_priority="position", min_capacity=0, capacity_factor=5 / 14)
+    )
+    layer = MOELayer(gate, Experts(1, 4, 1))
+    padding_SB = torch.zeros(11, 2, dtype=torch.bool)
+    padding_SB[:8, 1] = True
+    context = CallContext("encoder.layers.1", token_ids=torch.zeros(11, 2, dtype=torch.int64))
+    with load_statistics() as statistics, labelled("mt", ["de-en", "en-de"]):
+        layer(torch.ones(11, 2, 1), padding_mask=padding_SB, context=context)
+    first, second = statistics.rows()
+    # Buckets begin at 0, 1, 2, 4, 8, 16, ... The first 5 tokens of the batch stay.
+    assert first["asked_by_sentence_position"] == [1, 1, 2, 4, 3, 0, 0, 0, 0, 0]
+    assert first["dropped_by_sentence_position"] == [0, 0, 0, 3, 3, 0, 0, 0, 0, 0]
+    assert second["asked_by_sentence_position"] == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
+    assert second["dropped_by_sentence_position"] == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_pairs_that_do_not_fit_the_batch_are_refused() -> None:

@@ -78,9 +78,11 @@ def test_offload_leaves_the_device_what_is_gathered() -> None:
 
 def test_traffic_by_hand() -> None:
     sent = traffic(SHAPE, Form(8, 2, tensor=2), ELEMENTS["fp16"])
-    # A row of 16 numbers of 2 bytes, half of which stays; four exchanges.
-    assert sent.exchange == 4 * 32 / 2
-    assert sent.slicing == 4 * 2 * 32 / 2
+    # A row of 16 numbers of 2 bytes, of which a tensor rank sends half; half of that stays.
+    assert sent.exchange == 4 * 32 / 2 / 2
+    # Sums: 4 of each attention, 2 of each network or expert, 3 outside; 4 gathers by 2 MoE layers.
+    sums, gathers = 4 * (4 + 2 * 4) + 2 * 8 + 3, 4 * 2
+    assert sent.slicing == (2 * sums + gathers) * 32 / 2 / 8
     # Gradients: 600 dense over 4 ranks, 1000 of experts over their 2 replicas; a ring sends twice.
     assert sent.update == pytest.approx(2 * 2 * (600 * 3 / 4 + 1000 / 2))
     assert traffic(SHAPE, Form(1), FP32) == replace(sent, exchange=0, slicing=0, update=0)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from zcode_plugin.checkpoint import config, names
 from zcode_plugin.checkpoint.average import mean
-from zcode_plugin.checkpoint.gather import WEIGHTS_IN_EXTRA_STATE, Gathered
+from zcode_plugin.checkpoint.gather import Gathered
+from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE
 from zcode_plugin.checkpoint.vocabulary import check_same
 from zcode_plugin.errors import UserError
 

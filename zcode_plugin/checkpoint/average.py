@@ -10,14 +10,10 @@ from typing import Any
 import torch
 
 from zcode_plugin.checkpoint import config, io, names
-from zcode_plugin.checkpoint.gather import (
-    check_ranks,
-    check_same_save,
-    gather,
-    weights,
-)
+from zcode_plugin.checkpoint.checks import check_ranks, check_same_save
+from zcode_plugin.checkpoint.gather import gather
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
-from zcode_plugin.checkpoint.tensors import bit_equal, identity
+from zcode_plugin.checkpoint.tensors import bit_equal, identity, weights
 from zcode_plugin.errors import UserError
 
 # What stock names the checkpoints of each epoch, and of every so many updates in it.
@@ -56,7 +52,7 @@ def average_whole(checkpoints: Sequence[list[Path]]) -> dict[str, Any]:
     Raises:
         UserError: the files do not belong together; and as `gather`.
     """
-    states = [gather(files, with_optimizer=False).state for files in checkpoints]
+    states = [gather(files).state for files in checkpoints]
     mean = _average(states, [files[0] for files in checkpoints])
     config.set_layout(mean, config.world_size(mean), parallel=1, rank=0)
     return mean

@@ -100,21 +100,21 @@ def check_not_quantised(state: Mapping[str, Any], path: Path, purpose: str) -> N
         )
 
 
-def set_layout(state: Mapping[str, Any], world: int, parallel: int, rank: int) -> None:
-    """Set the options that say how the experts are spread and which rank's file this is.
-
-    No layer is sliced in that layout.
-    """
+def set_layout(
+    state: Mapping[str, Any], world: int, parallel: int, rank: int, tensor: int = 1
+) -> None:
+    """Set the options that say how the run is spread and which rank's file this is."""
     model = section(state, "model")
     put(model, "base_layers", 1 if parallel > 1 else 0)
     put(model, "expert_parallel_size", parallel)
     for options in (model, section(state, "common")):
-        if get(options, "model_parallel_size") is not None:
-            put(options, "model_parallel_size", 1)
+        if tensor > 1 or get(options, "model_parallel_size") is not None:
+            put(options, "model_parallel_size", tensor)
     distributed = section(state, "distributed_training")
     put(distributed, "distributed_world_size", world)
     put(distributed, "distributed_rank", rank)
-    suffix = f"-rank-{rank}" if parallel > 1 else ""
+    suffix = f"-model_part-{rank}" if tensor > 1 else ""
+    suffix = f"-rank-{rank}" if parallel > 1 else suffix
     put(section(state, "checkpoint"), "checkpoint_suffix", suffix)
 
 

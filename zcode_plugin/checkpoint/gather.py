@@ -8,15 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names, optimizer, shards
+from zcode_plugin.checkpoint.checks import check_ranks, check_same_save, count_experts
+from zcode_plugin.checkpoint.join_shards import join_shards
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.optimizer import Moments
-from zcode_plugin.checkpoint.slices import join
-from zcode_plugin.checkpoint.tensors import bit_equal, with_own_storage
+from zcode_plugin.checkpoint.slices import join, join_moments
+from zcode_plugin.checkpoint.tensors import bit_equal, put_together, weights, with_own_storage
 from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.sharding import OWNED
-
-# Entries of extra_state that are model weights too, experts included (--store-ema).
-WEIGHTS_IN_EXTRA_STATE = ("ema", "ema_fp32_params")
 
 
 @dataclass(frozen=True)
@@ -37,58 +36,78 @@ class Gathered:
     sharded: bool = False
 
 
-def find_files(path: Path) -> list[Path]:
+def find_files(path: Path, *, shards_too: bool = False) -> list[Path]:
     """The files of a checkpoint: the one that is named, or those of all ranks in their order.
 
     Args:
         path: a file for all ranks, any rank's file, or the name of either without a rank.
+        shards_too: those of `--use-sharded-state` will do.
 
     Raises:
         UserError: there are none.
     """
-    if names.shard_of(path) is not None:
+    if names.shard_of(path) is None:
+        if names.rank_of(path) is None and path.is_file():
+            return [path]
+        if files := names.find_rank_files(path):
+            return list(files.values())
+    found = list(names.find_shards(path).values())
+    if found and shards_too:
+        return found
+    if found:
         raise UserError(
-            f"{path} is a shard of all weights: join the shards with zcode merge {path}"
+            f"{found[0]} is a shard of all weights: join the shards with zcode merge {found[0]}"
         )
-    if names.rank_of(path) is None and path.is_file():
-        return [path]
-    files = names.find_rank_files(path)
-    if not files:
-        for shard in names.find_shards(path).values():
-            raise UserError(f"there is no {path}, but shards: join them with zcode merge {shard}")
-        other = names.with_rank(names.without_rank(path), 0)
-        raise UserError(f"there is no {path}, nor {other}: name a checkpoint")
-    return list(files.values())
+    other = names.with_rank(names.without_rank(names.without_shard(path)), 0)
+    raise UserError(f"there is no {path}, nor {other}: name a checkpoint")
 
 
-def gather(files: list[Path], *, with_optimizer: bool) -> Gathered:
-    """Read the files of a checkpoint, as `find_files` gives them.
+def gather(files: list[Path]) -> Gathered:
+    """Read the files of a checkpoint, as `find_files` gives them, without the optimizer's state.
+
+    Raises:
+        UserError: as `gather_pieces`.
+    """
+    gathered = gather_pieces(files, with_optimizer=False)
+    for tensors in weights(gathered.state):
+        put_together(tensors)
+    return gathered
+
+
+def gather_pieces(files: list[Path], *, with_optimizer: bool) -> Gathered:
+    """Read the files of a checkpoint; entries that are spread over files are left in `Pieces`.
 
     Raises:
         UserError: a file is missing, damaged or of another run or update; shared weights differ;
-            experts are missing; the optimizer's state is asked for, but layers are sliced.
+            experts are missing.
     """
     first = files[0]
+    if names.shard_of(first) is not None:
+        state, moments = join_shards(files, with_optimizer)
+        return Gathered(state, moments, count_experts(state["model"], first))
     options = io.load_options(first)
     if names.rank_of(first) is not None:
         check_ranks(files, options)
     tensor = config.model_parallel_size(options)
     if tensor == 1 or names.rank_of(first) is None:
         return _union(files, with_optimizer)
-    if with_optimizer:
-        raise UserError(
-            f"{first} is of a run with --model-parallel-size {tensor}, whose files hold slices of "
-            "the weights and of their optimizer's state: only without the latter can they be "
-            "joined, with zcode merge"
-        )
     by_slice = [files[part::tensor] for part in range(tensor)]
-    parts = [_union(of_a_slice, with_optimizer=False).state for of_a_slice in by_slice]
-    firsts = [of_a_slice[0] for of_a_slice in by_slice]
-    for part, path in zip(parts[1:], firsts[1:], strict=True):
-        check_same_save(parts[0], first, part, path)
-    for tensors, *others in zip(*(weights(part) for part in parts), strict=True):
-        tensors.update(join([tensors, *others], firsts))
-    return Gathered(parts[0], {}, count_experts(parts[0]["model"], first))
+    parts = [_union(of_a_slice, with_optimizer) for of_a_slice in by_slice]
+    return _join_slices(parts, [of_a_slice[0] for of_a_slice in by_slice])
+
+
+def _join_slices(parts: list[Gathered], paths: list[Path]) -> Gathered:
+    """The slices of all tensor ranks as one; `paths` has a file of each."""
+    states = [part.state for part in parts]
+    for state, path in zip(states[1:], paths[1:], strict=True):
+        check_same_save(states[0], paths[0], state, path)
+    moments = join_moments(
+        [part.moments for part in parts], [state["model"] for state in states], paths
+    )
+    whole = [join(same, paths) for same in zip(*map(weights, states), strict=True)]
+    for tensors, joined in zip(weights(states[0]), whole, strict=True):
+        tensors.update(joined)
+    return Gathered(states[0], moments, count_experts(states[0]["model"], paths[0]))
 
 
 def _union(files: list[Path], with_optimizer: bool) -> Gathered:
@@ -127,12 +146,17 @@ def gather_whole(path: Path) -> tuple[list[Path], Gathered]:
         UserError: there is none; and as `gather`.
     """
     files = find_files(path)
-    gathered = gather(files, with_optimizer=False)
+    return files, gather_for_one_process(files)
+
+
+def gather_for_one_process(files: list[Path]) -> Gathered:
+    """As `gather`, with the options of one process."""
+    gathered = gather(files)
     for tensors in weights(gathered.state):
         for key, value in tensors.items():
             tensors[key] = with_own_storage(value) if names.parse_expert_key(key) else value
     config.set_layout(gathered.state, config.world_size(gathered.state), parallel=1, rank=0)
-    return files, gathered
+    return gathered
 
 
 def _load(path: Path, with_optimizer: bool) -> tuple[dict[str, Any], Moments]:
@@ -143,58 +167,6 @@ def _load(path: Path, with_optimizer: bool) -> tuple[dict[str, Any], Moments]:
     moments = optimizer.by_name(state, path)
     del state["last_optimizer_state"]["state"]
     return state, moments
-
-
-def weights(state: Mapping[str, Any]) -> list[MutableMapping[str, Any]]:
-    """The model's weights, then each copy of them in the extra state."""
-    extra = state.get("extra_state") or {}
-    return [state["model"], *(extra[name] for name in WEIGHTS_IN_EXTRA_STATE if extra.get(name))]
-
-
-def check_ranks(files: list[Path], state: Mapping[str, Any]) -> None:
-    """All ranks of the run that saved `state`, and no other, have a file.
-
-    Raises:
-        UserError: naming the file that is missing or too many.
-    """
-    is_part = names.is_part(files[0])
-    expected = max(config.world_size(state), config.expert_parallel_size(state))
-    if is_part:
-        expected = config.model_parallel_size(state)
-    what = f"{expected} {'tensor ' * is_part}ranks"
-    named = names.with_part if is_part else names.with_rank
-    ranks = {names.rank_of(path): path for path in files}
-    for rank in range(expected):
-        if rank not in ranks:
-            raise UserError(
-                f"{named(names.without_rank(files[0]), rank)} is missing: the run had {what}, each "
-                "of which wrote a file"
-            )
-    for found, path in ranks.items():
-        if found not in range(expected):
-            raise UserError(f"{path} is of another run: this one had {what}; move the file away")
-
-
-def check_same_save(
-    first_state: Mapping[str, Any], first: Path, state: Mapping[str, Any], path: Path
-) -> None:
-    """Two rank files are of the same layout and update.
-
-    Raises:
-        UserError: they are not.
-    """
-    updates = config.num_updates(first_state), config.num_updates(state)
-    if updates[0] != updates[1]:
-        raise UserError(
-            f"{path} was saved after {updates[1]} updates but {first} after {updates[0]}: "
-            "use files of one save"
-        )
-    sizes = [
-        (config.expert_parallel_size(one), config.model_parallel_size(one))
-        for one in (first_state, state)
-    ]
-    if sizes[0] != sizes[1] or len(weights(first_state)) != len(weights(state)):
-        raise UserError(f"{path} is of another run than {first}: their options differ")
 
 
 def _absorb(
@@ -222,34 +194,3 @@ def _absorb_moments(whole: Moments, first: Path, part: Moments, path: Path) -> N
         raise UserError(f"{path} is of another run than {first}: their optimizers differ")
     for union, piece in zip(whole.values(), part.values(), strict=True):
         _absorb(union, first, piece, path)
-
-
-def count_experts(model: Mapping[str, Any], first: Path) -> dict[str, int]:
-    """Experts of each MoE layer."""
-    layers: dict[str, dict[int, set[str]]] = {}
-    for key in model:
-        if parts := names.parse_expert_key(key):
-            experts = layers.setdefault(parts.layer, {})
-            experts.setdefault(parts.expert, set()).add(parts.parameter)
-    return {
-        layer: _check_layer(layer, experts, model.get(names.gate_key(layer)), first)
-        for layer, experts in layers.items()
-    }
-
-
-def _check_layer(layer: str, experts: Mapping[int, set[str]], gate: Any, first: Path) -> int:
-    """The number of experts: all of 0 to E-1 with the same parameters, E as in the gate."""
-    total = max(experts) + 1 if gate is None else len(gate)
-    parameters = set().union(*experts.values())
-    for expert in range(total):
-        for parameter in sorted(parameters - experts.get(expert, set())):
-            raise UserError(
-                f"{first} and the other ranks' files hold no "
-                f"{names.ExpertKey(layer, expert, parameter)}: they are not all of the run"
-            )
-    if max(experts) >= total:
-        raise UserError(
-            f"{first} and the other ranks' files hold expert {max(experts)} of {layer}, whose gate "
-            f"knows {total} experts: they are of different runs"
-        )
-    return total

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from zcode_plugin.checkpoint import config, io, names
-from zcode_plugin.checkpoint.gather import WEIGHTS_IN_EXTRA_STATE, find_files, gather
-from zcode_plugin.checkpoint.tensors import identity, tied_entries
+from zcode_plugin.checkpoint.gather import find_files, gather
+from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE, identity, tied_entries
 
 # A name in `--multitask`, where weights may have commas, too: `mt:1,dae:0@0,1@4000`.
 _OBJECTIVE = re.compile(r"(?:^|,)\s*([A-Za-z_]\w*)")
@@ -91,7 +91,7 @@ def inspect(path: Path) -> Contents:
         UserError: there is none; and as `gather`.
     """
     files = find_files(path)
-    gathered = gather(files, with_optimizer=False)
+    gathered = gather(files)
     state, tensors = gathered.state, _tensors(gathered.state["model"])
     model, task = config.section(state, "model"), config.section(state, "task")
     task_state = state.get("task_state")

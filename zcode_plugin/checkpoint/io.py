@@ -23,7 +23,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is damaged, is no fairseq checkpoint, or holds a class
             that is not on the list.
     """
-    checkpoint_utils = _fairseq_checkpoint_utils()
+    checkpoint_utils = fairseq_checkpoint_utils()
     _check_sums(path)
     try:
         with path.open("rb") as file, warnings.catch_warnings():
@@ -47,7 +47,7 @@ def load_options(path: Path) -> dict[str, Any]:
     """
     import torch
 
-    _fairseq_checkpoint_utils()  # which makes the allow-list known
+    fairseq_checkpoint_utils()  # which makes the allow-list known
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -125,7 +125,7 @@ def write_all(files: Iterable[tuple[Path, Callable[[BinaryIO], object]]]) -> int
     path = Path()
     try:
         for path, write in files:
-            partials[path] = path.with_name(f".{path.name}.partial-{os.getpid()}")
+            partials[path] = partial_name(path)
             with partials[path].open("wb") as file:  # a path would put its name into the file
                 write(file)
         for path, whole in partials.items():
@@ -138,7 +138,12 @@ def write_all(files: Iterable[tuple[Path, Callable[[BinaryIO], object]]]) -> int
     return sum(path.stat().st_size for path in partials)
 
 
-def _fairseq_checkpoint_utils() -> Any:
+def partial_name(path: Path) -> Path:
+    """Under which a file is written before it gets its own name."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def fairseq_checkpoint_utils() -> Any:
     """Import fairseq without what it says about packages that nothing here needs."""
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     with warnings.catch_warnings():

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config, names
-from zcode_plugin.checkpoint.gather import count_experts, gather_whole
-from zcode_plugin.checkpoint.join_shards import join_shards
+from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint.gather import gather_for_one_process
 from zcode_plugin.checkpoint.tensors import count_elements
 
 
@@ -42,15 +41,10 @@ def merge(files: Mapping[int, Path]) -> tuple[dict[str, Any], MergeReport]:
         A checkpoint that loads in one process, and what it was made of.
 
     Raises:
-        UserError: as `gather` and `join_shards`.
+        UserError: as `gather`.
     """
-    first = next(iter(files.values()))
-    if names.shard_of(first) is not None:
-        merged = join_shards(files)
-        experts = count_experts(merged["model"], first)
-    else:
-        _, gathered = gather_whole(first)
-        merged, experts = gathered.state, gathered.experts
+    gathered = gather_for_one_process(list(files.values()))
+    merged, experts = gathered.state, gathered.experts
     return merged, MergeReport(
         ranks=len(files),
         updates=config.num_updates(merged),

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
+from zcode_plugin.errors import UserError
+
 _RANK_FILE = re.compile(r"(?P<stem>.+)-(?P<kind>rank|model_part)-(?P<rank>\d+)\.pt")
 # A module that encoder and decoder share is listed once among a model's parameters, and stands
 # twice in its state dict.
@@ -182,3 +184,19 @@ def find_rank_files(path: Path) -> dict[int, Path]:
         if ranks:
             return dict(sorted(ranks.items()))
     return {}
+
+
+def check_whole(path: Path) -> None:
+    """Refuse all but a checkpoint that one process can load.
+
+    Raises:
+        UserError: it is of one rank of several, a shard, or not there.
+    """
+    is_rank = rank_of(path) is not None
+    if is_rank or (not path.exists() and find_rank_files(path)):
+        raise UserError(f"{path} is of one rank of several: run `zcode merge {path}`")
+    shard = path if shard_of(path) is not None else next(iter(find_shards(path).values()), None)
+    if shard is not None and (shard == path or not path.exists()):
+        raise UserError(f"{path} is a shard of all weights: run `zcode merge {shard}`")
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}")

@@ -7,7 +7,7 @@ expert, exactly as the model has: what joins and divides models does the same to
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def by_name(state: Mapping[str, Any], path: Path) -> Moments:
     """
     moments: Moments = {}
     saved = state["last_optimizer_state"]["state"]
-    for number, name in enumerate(_parameter_names(state, path)):
+    for number, name in enumerate(_numbered_names(state, path)):
         stack = names.parse_stack(name)
         for slot, value in saved.get(number, {}).items():
             entries = moments.setdefault(slot, {})
@@ -45,6 +45,7 @@ def by_number(
     parameters: list[str],
     model: Mapping[str, Any],
     only: Collection[int] | None = None,
+    take: Callable[[str, Any], Any] = lambda _, value: value,
 ) -> dict[int, dict[str, Any]]:
     """The inverse of `by_name`, for the rank whose weights are `model`.
 
@@ -53,6 +54,7 @@ def by_number(
         parameters: names of the model's parameters, as the optimizer numbers them.
         model: entries of the rank's model.
         only: the numbers that are wanted; None wants all.
+        take: what the rank has of an entry, by its name and its value in `moments`; by default all.
     """
     numbered: dict[int, dict[str, Any]] = {}
     for number, name in enumerate(parameters):
@@ -61,20 +63,30 @@ def by_number(
         stack = names.parse_stack(name)
         keys = [name] if stack is None else stack_keys(stack, model)
         for slot, entries in moments.items():
-            values = [entries[key] for key in keys if key in entries]
+            values = [take(key, entries[key]) for key in keys if key in entries]
             if values:
                 value = values[0] if stack is None else _stacked(values, keys, slot)
                 numbered.setdefault(number, {})[slot] = value
     return numbered
 
 
-def _parameter_names(state: Mapping[str, Any], path: Path) -> list[str]:
+def parameter_names(state: Mapping[str, Any], path: Path) -> list[str]:
+    """The names of the parameters, as the optimizer numbers them.
+
+    Raises:
+        UserError: the checkpoint does not have them.
+    """
     names_ = (state.get("task_state") or {}).get("parameters")
     if names_ is None:
         raise UserError(
             f"{path} does not name the optimizer's parameters, which the task "
             "multitask_multilingual does: it was saved by another task or an older version"
         )
+    return list(names_)
+
+
+def _numbered_names(state: Mapping[str, Any], path: Path) -> list[str]:
+    names_ = parameter_names(state, path)
     groups = state["last_optimizer_state"]["param_groups"]
     numbers = [number for group in groups for number in group["params"]]
     if len(numbers) != len(names_):
@@ -83,7 +95,7 @@ def _parameter_names(state: Mapping[str, Any], path: Path) -> list[str]:
             "where --fp16 has flattened them, train with --fp16-no-flatten-grads or "
             "--memory-efficient-fp16 to change the number of ranks"
         )
-    return list(names_)
+    return names_
 
 
 def stack_keys(stack: names.Stack, model: Mapping[str, Any]) -> list[str]:

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from zcode_plugin.checkpoint import config, names
-from zcode_plugin.checkpoint.gather import Gathered, weights
+from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.statistics import ExpertStatistics
+from zcode_plugin.checkpoint.tensors import weights
 from zcode_plugin.errors import UserError
 
 # What `--by` names, as `ExpertStatistics` calls it.

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from zcode_plugin.checkpoint import config, names
-from zcode_plugin.checkpoint.gather import WEIGHTS_IN_EXTRA_STATE, gather_whole
-from zcode_plugin.checkpoint.tensors import count_bytes
+from zcode_plugin.checkpoint.gather import gather_whole
+from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE, count_bytes
 from zcode_plugin.errors import UserError
 from zcode_plugin.moe.quantised import dequantise, quantise
 

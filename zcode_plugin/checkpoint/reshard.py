@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from zcode_plugin.checkpoint import config, names, optimizer, shards
-from zcode_plugin.checkpoint.gather import WEIGHTS_IN_EXTRA_STATE, Gathered, gather
-from zcode_plugin.checkpoint.tensors import count_elements, with_own_storage
+from zcode_plugin.checkpoint.gather import Gathered, gather_pieces
+from zcode_plugin.checkpoint.layout import Layout
+from zcode_plugin.checkpoint.slices import check_divides, moment_slice_of, slice_of
+from zcode_plugin.checkpoint.tensors import (
+    WEIGHTS_IN_EXTRA_STATE,
+    Pieces,
+    count_elements,
+    identity,
+    with_own_storage,
+)
 from zcode_plugin.errors import UserError
-from zcode_plugin.parallel.topology import ExpertTopology
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How a run is spread.
-
-    Attributes:
-        world: ranks.
-        parallel: P, ranks over which the experts are spread (`--expert-parallel-size`).
-        sharded: whether each file holds a part of the optimizer's state (`--zero-sharding os`).
-    """
-
-    world: int
-    parallel: int
-    sharded: bool = False
-
-    @property
-    def files(self) -> int:
-        """One for each rank when ranks hold different experts."""
-        return self.world if self.parallel > 1 else 1
-
-    def path(self, whole: Path, rank: int) -> Path:
-        """The file of a rank, where `whole` is the name without a rank."""
-        return names.with_rank(whole, rank) if self.parallel > 1 else whole
 
 
 @dataclass(frozen=True)
@@ -71,13 +57,17 @@ class Resharding:
         return count_elements(self.gathered.state["model"].values())
 
     def states(self) -> Iterator[dict[str, Any]]:
-        """The checkpoint of each file, one at a time: no other is in memory."""
+        """The checkpoint of each file, made when it is asked for."""
         for rank in range(self.after.files):
             yield _rank_state(self, rank)
 
 
 def plan(
-    files: list[Path], ranks: int, parallel: int | None = None, zero: str | None = None
+    files: list[Path],
+    ranks: int,
+    parallel: int | None = None,
+    zero: str | None = None,
+    tensor: int = 1,
 ) -> Resharding:
     """Read a checkpoint that is to be divided over `ranks`.
 
@@ -85,64 +75,71 @@ def plan(
         files: as `gather.find_files` gives them.
         ranks: the new world size.
         parallel: the new `--expert-parallel-size`; None leaves groups of ranks as they are where
-            the run had several and their size fits, and else spreads the experts over all ranks.
-        zero: the new `--zero-sharding`, `os` or `none`; None leaves it as it was. One file for all
-            ranks holds all of the optimizer's state with either.
+            the run had several and their size fits, and else spreads the experts over all ranks
+            that see different data.
+        zero: the new `--zero-sharding`, `os` or `none`; None leaves it as it was, but for slices,
+            which cannot have it. One file for all ranks holds all of the optimizer's state with
+            either.
+        tensor: the new `--model-parallel-size`.
 
     Raises:
-        UserError: the sizes do not divide each other or the experts, or the run's layout cannot be
-            divided; and as `gather`.
+        UserError: the sizes do not divide each other, the experts, or what is sliced; and as
+            `gather_pieces`.
     """
-    gathered = gather(files, with_optimizer=True)
+    gathered = gather_pieces(files, with_optimizer=True)
     state = gathered.state
-    before = Layout(config.world_size(state), config.expert_parallel_size(state), gathered.sharded)
-    _check_supported(state, files[0])
-    if parallel is None:
-        parallel = _default_parallel(gathered, before, ranks)
-    if ranks < 1 or parallel < 1 or ranks % parallel:
-        raise UserError(
-            f"--expert-parallel-size {parallel} does not divide --ranks {ranks}: choose a divisor "
-            f"of {ranks}"
-        )
-    sharded = config.is_zero_sharded(state) if zero is None else zero == "os"
-    after = Layout(ranks, parallel, sharded and parallel > 1 and bool(gathered.moments))
-    for count in gathered.experts.values():
-        _topology(after, 0).local_experts(count)  # refuses what does not divide
+    config.check_not_quantised(state, files[0], "to train on")
+    before = Layout.of_checkpoint(state, gathered.sharded)
+    after = _new_layout(gathered, before, ranks, parallel, tensor)
+    sharded = _is_zero_sharded(state, zero, tensor)
+    if sharded and after.parallel > 1 and gathered.moments:
+        after = replace(after, sharded=True)
     config.set_zero_sharding(state, "os" if sharded else "none")
     position = _position(state)
     return Resharding(gathered, before, after, position, _moved(position, before, after, state))
 
 
-def _default_parallel(gathered: Gathered, before: Layout, ranks: int) -> int:
+def _new_layout(
+    gathered: Gathered, before: Layout, ranks: int, parallel: int | None, tensor: int
+) -> Layout:
+    """The layout of these sizes, which must divide each other and what there is to divide."""
+    if ranks < 1 or tensor < 1 or ranks % tensor:
+        raise UserError(
+            f"--model-parallel-size {tensor} does not divide --ranks {ranks}: choose a divisor of "
+            f"{ranks}"
+        )
+    data = ranks // tensor
+    if parallel is None:
+        parallel = _default_parallel(gathered, before, data)
+    if parallel < 1 or data % parallel:
+        of_slices = f" / --model-parallel-size {tensor}" if tensor > 1 else ""
+        raise UserError(
+            f"--expert-parallel-size {parallel} does not divide --ranks {ranks}{of_slices}: choose "
+            f"a divisor of {data}"
+        )
+    layout = Layout(ranks, parallel, tensor)
+    for count in gathered.experts.values():
+        layout.topology(0).local_experts(count)  # refuses what does not divide
+    check_divides(config.section(gathered.state, "model"), tensor)
+    return layout
+
+
+def _default_parallel(gathered: Gathered, before: Layout, data: int) -> int:
     if not gathered.experts:
         return 1
-    in_groups = 1 < before.parallel < before.world and ranks % before.parallel == 0
-    return before.parallel if in_groups else ranks
+    in_groups = 1 < before.parallel < before.data and data % before.parallel == 0
+    return before.parallel if in_groups else data
 
 
-def _check_supported(state: Mapping[str, Any], path: Path) -> None:
-    """Refuse quantised experts, and layouts in which more than experts is spread over ranks."""
-    config.check_not_quantised(state, path, "to train on")
-    refused = {
-        "--model-parallel-size": config.get(
-            config.section(state, "common"), "model_parallel_size", 1
-        )
-        > 1,
-    }
-    for flag, is_used in refused.items():
-        if is_used:
+def _is_zero_sharded(state: Mapping[str, Any], zero: str | None, tensor: int) -> bool:
+    if tensor > 1:
+        if zero == "os":
             raise UserError(
-                f"{path} is of a run with {flag}, whose files hold parts of the shared weights or "
-                "their optimizer's state: only experts can be divided anew"
+                f"--zero-sharding os cannot go with --model-parallel-size {tensor}: drop one of "
+                "them"
             )
-
-
-def _topology(layout: Layout, rank: int) -> ExpertTopology:
-    return ExpertTopology(
-        size=layout.parallel,
-        rank=rank % layout.parallel,
-        data_size=layout.world // layout.parallel,
-    )
+        return False
+    return config.is_zero_sharded(state) if zero is None else zero == "os"
 
 
 def _position(state: Mapping[str, Any]) -> Position:
@@ -151,14 +148,14 @@ def _position(state: Mapping[str, Any]) -> Position:
 
 
 def _moved(position: Position, before: Layout, after: Layout, state: Mapping[str, Any]) -> Position:
-    """The same place for another number of ranks: rank r of W has every W-th batch from r on."""
+    """The same place for other ranks: of D with different data, rank d has every D-th batch."""
     grouped = config.get(config.section(state, "dataset"), "grouped_shuffling", False)
-    if grouped and position.batches and before.world != after.world:
+    if grouped and position.batches and before.data != after.data:
         raise UserError(
             "--grouped-shuffling orders batches by the number of ranks, so that there is no such "
             "place in the middle of an epoch: use a checkpoint from the end of one"
         )
-    batches, repeated = divmod(position.batches * before.world, after.world)
+    batches, repeated = divmod(position.batches * before.data, after.data)
     return Position(position.epoch, batches, repeated)
 
 
@@ -166,15 +163,11 @@ def _rank_state(resharding: Resharding, rank: int) -> dict[str, Any]:
     """What the trainer of this rank would have saved."""
     gathered, after = resharding.gathered, resharding.after
     state = dict(gathered.state)
-    local = {
-        layer: _topology(after, rank).local_experts(count)
-        for layer, count in gathered.experts.items()
-    }
-    state["model"] = _select(state["model"], local)
+    state["model"] = _select(state["model"], gathered.experts, after, rank)
     state["extra_state"] = extra = dict(state.get("extra_state") or {})
     for name in WEIGHTS_IN_EXTRA_STATE:
         if extra.get(name):
-            extra[name] = _select(extra[name], local)
+            extra[name] = _select(extra[name], gathered.experts, after, rank)
     if extra.get("train_iterator"):
         extra["train_iterator"] = {
             **extra["train_iterator"],
@@ -184,23 +177,34 @@ def _rank_state(resharding: Resharding, rank: int) -> dict[str, Any]:
         parameters, owned = gathered.state["task_state"]["parameters"], None
         if after.sharded:
             owned = shards.keep_owned(state, world=after.world, parallel=after.parallel, rank=rank)
+        take = partial(moment_slice_of, slicing=after.slicing(rank))
         state["last_optimizer_state"] = {
-            "state": optimizer.by_number(gathered.moments, parameters, state["model"], owned),
+            "state": optimizer.by_number(gathered.moments, parameters, state["model"], owned, take),
             **state["last_optimizer_state"],
         }
     for options in ("cfg", "args"):
         state[options] = copy.deepcopy(state.get(options))
-    config.set_layout(state, after.world, after.parallel, rank)
+    config.set_layout(state, after.world, after.parallel, rank, after.tensor)
     return state
 
 
-def _select(tensors: Mapping[str, Any], local: Mapping[str, range]) -> MutableMapping[str, Any]:
-    """The shared entries and those of the local experts."""
-    selected = {}
+def _select(
+    tensors: Mapping[str, Any], experts: Mapping[str, int], layout: Layout, rank: int
+) -> dict[str, Any]:
+    """A rank's slices of the shared entries and of its experts; tied entries stay tied."""
+    slicing, topology = layout.slicing(rank), layout.topology(rank)
+    local = {layer: topology.local_experts(count) for layer, count in experts.items()}
+    selected: dict[str, Any] = {}
+    made: dict[tuple[Any, ...], Any] = {}
     for key, value in tensors.items():
         parts = names.parse_expert_key(key)
-        if parts is None:
+        if parts is None and isinstance(value, (Tensor, Pieces)):
+            known = identity(value)
+            if known not in made:
+                made[known] = with_own_storage(slice_of(key, value, slicing))
+            selected[key] = made[known]
+        elif parts is None:
             selected[key] = value
         elif parts.expert in local[parts.layer]:
-            selected[key] = with_own_storage(value)
+            selected[key] = with_own_storage(slice_of(key, value, slicing))
     return selected

@@ -16,6 +16,32 @@ FORMAT = "zcode-stats-1"
 # Sums for each expert, by the name under which they are stored.
 MEASURES = ("load", "weight", "norm")
 
+_ROW_KEYS = {
+    *("layer", "objective", "pair", "tokens", "assignments", "dropped", "entropy", "kept"),
+    *MEASURES,
+}
+
+
+@dataclass(frozen=True)
+class LayerLoad:
+    """How busy the experts of a layer were, over all objectives and pairs.
+
+    Attributes:
+        tokens: routed.
+        experts: number of experts.
+        busiest, idlest: shares of the assignments of the busiest and of the idlest expert.
+        dropped: share of the assignments that found their expert full.
+        entropy: mean entropy of the gate's distribution, in nats.
+    """
+
+    layer: str
+    tokens: int
+    experts: int
+    busiest: float
+    idlest: float
+    dropped: float
+    entropy: float
+
 
 @dataclass(frozen=True)
 class ExpertStatistics:
@@ -56,6 +82,26 @@ class ExpertStatistics:
                 totals[row["layer"]] = [a + b for a, b in zip(sums, row[measure], strict=True)]
         return totals
 
+    def layers(self) -> list[LayerLoad]:
+        """The load of each layer, in the order of the rows."""
+        loads = []
+        for layer, sums in self.totals("load").items():
+            own = [row for row in self.rows if row["layer"] == layer]
+            tokens = sum(row["tokens"] for row in own)
+            asked = max(sum(row["assignments"] for row in own), 1)
+            loads.append(
+                LayerLoad(
+                    layer=layer,
+                    tokens=tokens,
+                    experts=len(sums),
+                    busiest=max(sums) / asked,
+                    idlest=min(sums) / asked,
+                    dropped=sum(row["dropped"] for row in own) / asked,
+                    entropy=sum(row["entropy"] * row["tokens"] for row in own) / max(tokens, 1),
+                )
+            )
+        return loads
+
     def to_json(self) -> str:
         """The whole, as text."""
         record = {"format": FORMAT, **self.origin, "rows": list(self.rows)}
@@ -89,5 +135,11 @@ def read_statistics(path: Path) -> ExpertStatistics:
         record = None
     if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
         raise UserError(f"{path} is no file of zcode stats: gather one with zcode stats CKPT DATA")
-    rows = record.pop("rows")
+    rows = record.pop("rows", None)
+    if not isinstance(rows, list) or not all(map(_is_row, rows)) or not rows:
+        raise UserError(f"{path} is damaged: gather it again with zcode stats CKPT DATA")
     return ExpertStatistics(rows, record)
+
+
+def _is_row(row: object) -> bool:
+    return isinstance(row, dict) and row.keys() >= _ROW_KEYS

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from zcode_plugin.checkpoint import io, names, optimizer
-from zcode_plugin.checkpoint.gather import gather, weights
+from zcode_plugin.checkpoint.gather import gather
 from zcode_plugin.checkpoint.optimizer import Moments
-from zcode_plugin.checkpoint.tensors import tied_entries
+from zcode_plugin.checkpoint.tensors import tied_entries, weights
 from zcode_plugin.errors import UserError
 
 FEED_FORWARD = ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias")
@@ -77,7 +77,7 @@ def read_dense(files: list[Path], *, with_optimizer: bool) -> Dense:
         UserError: the model is none that can be upcycled, or there is no such optimizer's state;
             and as `gather`.
     """
-    state = gather(files, with_optimizer=False).state
+    state = gather(files).state
     for part in weights(state):
         _check_entries(part, files[0])
     layers = {side: _count_layers(state["model"], side) for side in ("encoder", "decoder")}

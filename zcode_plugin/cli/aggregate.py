@@ -22,11 +22,11 @@ EPILOG = """A gate over more experts is less certain, and what a token gets from
 with it: unless --gate-scale says otherwise the gate is scaled so that it is as certain as before.
 Then re-fit the gate alone for some hundred updates:
 
-  fairseq-train ... --finetune-from-model M.pt --freeze-except gate --max-update 200
+  fairseq-train ... --finetune-from-model M.pt --freeze-except gate
 
 example:
   zcode aggregate a.pt b.pt --out M.pt
-  zcode aggregate a.pt b.pt --weights 1,0 --gate-scale 1 --out M.pt     (the rest is that of a.pt)
+  zcode aggregate a.pt b.pt --weights 1,0 --gate-scale 1 --out M.pt
 """
 
 
@@ -34,8 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add("checkpoints", type=Path, nargs="+", metavar="CKPT", help="two or more, as zcode merge")
-    add("--weights", metavar="W,...", help="of each model in the mean (default: all alike)")
+    add(
+        "checkpoints",
+        type=Path,
+        nargs="+",
+        metavar="CKPT",
+        help="two or more checkpoints, as zcode merge takes them",
+    )
+    add("--weights", metavar="W,...", help="weights of the models in the mean (default: all alike)")
     add("--gate-scale", default="auto", metavar="F", help="factor of all gates (default: auto)")
     add("--top-k", type=int, metavar="K", help="experts of a token (default: as they have)")
     add_output_arguments(parser)

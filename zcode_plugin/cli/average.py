@@ -17,7 +17,7 @@ EPILOG = """Without --merge, sets of rank files give a set of rank files.
 
 example:
   zcode average checkpoints --num-update-checkpoints 5 --out average.pt --merge
-  zcode average checkpoints/checkpoint8-rank-0.pt checkpoints/checkpoint9-rank-0.pt --out mean.pt
+  zcode average run/checkpoint8-rank-0.pt run/checkpoint9-rank-0.pt --out m.pt
 """
 
 

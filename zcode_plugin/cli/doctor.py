@@ -9,8 +9,8 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -26,6 +26,19 @@ example:
 
 PYTHON = ((3, 10), (3, 14))
 FAIRSEQ = "pip install --no-deps fairseq==0.12.2 fairscale==0.4.13"
+REBUILD = f"{FAIRSEQ} --force-reinstall --no-cache-dir"
+PAIR = "pip install 'hydra-core>=1.3,<1.4' 'omegaconf>=2.3,<2.4'"
+# What each hydra asks for: from the first version, below the second.
+OMEGACONF_OF_HYDRA: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]]] = {
+    (1, 0): ((2, 0, 5), (2, 1)),
+    (1, 1): ((2, 1), (2, 2)),
+    (1, 2): ((2, 2), (2, 4)),
+    (1, 3): ((2, 2), (2, 4)),
+}
+# Where a package is not called as what it is imported as.
+PACKAGE_OF = {"antlr4": "antlr4-python3-runtime==4.9.3", "yaml": "PyYAML"}
+# Of the packages below those without which fairseq's own fault would not show.
+IMPORTED_BY_FAIRSEQ = ("torch", "numpy", "fairseq", "hydra-core", "omegaconf", "sacrebleu")
 COMPAT = "pip install --no-deps --force-reinstall zcode_plugin (or the path of your checkout)"
 COMPILER = "apt-get install build-essential python3-dev (or your system's C compiler and headers)"
 PROBE_SECONDS = 120
@@ -70,11 +83,17 @@ print("with its compiled parts")
 
 @dataclass(frozen=True)
 class Finding:
-    """A line of the screen; a problem when it has a remedy."""
+    """A line of the screen; a problem when it has a remedy, else good where that is known."""
 
     name: str
     value: str
     remedy: str | None = None
+    is_known: bool = True
+
+    @property
+    def mark(self) -> str:
+        """What its line begins with."""
+        return "!!" if self.remedy else "ok" if self.is_known else "??"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     """Print all findings, then the problems; 1 if there are any."""
     problems = []
     for finding in findings():
-        print(f"{'!!' if finding.remedy else 'ok'}  {finding.name:<16}{finding.value}", flush=True)
+        print(f"{finding.mark}  {finding.name:<16}{finding.value}", flush=True)
         if finding.remedy:
             problems.append(finding)
     if not problems:
@@ -102,10 +121,21 @@ def findings() -> Iterator[Finding]:
     """All checks, in the order of the screen."""
     yield _python()
     yield Finding("platform", f"{platform.platform()}, {count(available_cores(), 'core')}")
+    problems: list[str] = []
+    rebuilds = not _is_installed("fairseq")
     for requirement in REQUIREMENTS:
-        yield _package(requirement)
+        found = _package(requirement)
+        if requirement.package == "omegaconf" and found.remedy is None:
+            found = _pairing(found)
+        yield found
+        if found.remedy is not None:
+            problems.append(requirement.package)
+    if _is_installed("fairseq"):
+        found = _fairseq(problems)
+        rebuilds = found.remedy == REBUILD
+        yield found
     yield _compat()
-    yield from _build_tools()
+    yield from _build_tools(rebuilds)
 
 
 def _python() -> Finding:
@@ -125,11 +155,36 @@ def _package(requirement: Requirement) -> Finding:
     if numbers < requirement.least or (requirement.below and numbers >= requirement.below):
         return Finding(name, f"{found} is not supported", requirement.remedy)
     if name == "torch":
-        return _probe(name, found, TORCH_PROBE, requirement.remedy)
-    if name == "fairseq" and _is_installed("torch"):
-        remedy = COMPAT if not _compat_is_active() else f"{FAIRSEQ} --force-reinstall"
-        return _probe(name, found, FAIRSEQ_PROBE, remedy)
+        return _probe(name, f"{found}, ", TORCH_PROBE, requirement.remedy)
     return Finding(name, found)
+
+
+def _pairing(omegaconf: Finding) -> Finding:
+    """omegaconf beside the hydra that is there."""
+    if not _is_installed("hydra-core"):
+        return omegaconf
+    wanted = OMEGACONF_OF_HYDRA.get(_numbers("hydra-core")[:2])
+    if wanted is None or wanted[0] <= _numbers("omegaconf") < wanted[1]:
+        return omegaconf
+    value = f"{omegaconf.value} does not go with hydra-core {version('hydra-core')}"
+    return Finding(omegaconf.name, value, PAIR)
+
+
+def _fairseq(problems: Sequence[str]) -> Finding:
+    """Whether fairseq and its compiled parts can be imported, and what is missing if not."""
+    name = "fairseq imports"
+    needed = [package for package in problems if package in IMPORTED_BY_FAIRSEQ]
+    if needed:
+        return Finding(name, f"not tried without {', '.join(needed)}", is_known=False)
+    found = _probe(name, "", FAIRSEQ_PROBE, REBUILD)
+    if found.remedy is None:
+        return found
+    if not _compat_is_active():
+        return replace(found, remedy=COMPAT)
+    missing = re.search(r"No module named '(\w+)", found.value)
+    if missing and missing[1] not in ("fairseq", "fairseq_cli"):
+        return replace(found, remedy=f"pip install {PACKAGE_OF.get(missing[1], missing[1])}")
+    return found
 
 
 def _numbers(package: str) -> tuple[int, ...]:
@@ -145,7 +200,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _probe(name: str, found: str, code: str, remedy: str) -> Finding:
-    """Import a package in another process; the last line it prints is what is shown."""
+    """Import a package in another process; shown is `found` and the last line that it prints."""
     try:
         probe = subprocess.run(
             [sys.executable, "-c", code],
@@ -155,12 +210,12 @@ def _probe(name: str, found: str, code: str, remedy: str) -> Finding:
             timeout=PROBE_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        return Finding(name, f"{found}, import took over {PROBE_SECONDS} s", remedy)
+        return Finding(name, f"{found}import took over {PROBE_SECONDS} s", remedy)
     lines = (probe.stdout if probe.returncode == 0 else probe.stderr).strip().splitlines()
     last = lines[-1] if lines else f"exit code {probe.returncode}"
     if probe.returncode == 0:
-        return Finding(name, f"{found}, {last}")
-    return Finding(name, f"{found} does not import: {last}", remedy)
+        return Finding(name, f"{found}{last}")
+    return Finding(name, f"{found}does not import: {last}", remedy)
 
 
 def _compat_is_active() -> bool:
@@ -177,9 +232,9 @@ def _compat() -> Finding:
     return Finding("zcode_compat", "not active: stock fairseq needs it here", COMPAT)
 
 
-def _build_tools() -> Iterator[Finding]:
+def _build_tools(rebuilds: bool) -> Iterator[Finding]:
     """What building fairseq needs; a problem only where fairseq is still to be built."""
-    remedy = None if _is_installed("fairseq") else COMPILER
+    remedy = COMPILER if rebuilds else None
     compilers = [str(sysconfig.get_config_var("CC") or "").split(" ")[0], "cc", "gcc", "clang"]
     compiler = next((path for name in compilers if name and (path := shutil.which(name))), None)
     header = Path(sysconfig.get_paths()["include"], "Python.h")

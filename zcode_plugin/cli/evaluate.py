@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any
 
 import zcode_plugin
 from zcode_plugin.checkpoint import config, names
-from zcode_plugin.cli.evaluation import generation, scores
-from zcode_plugin.cli.evaluation.generation import Direction
+from zcode_plugin.cli.evaluation import comet, generation, scores
+from zcode_plugin.cli.evaluation.generation import Direction, Translations
 from zcode_plugin.cli.evaluation.scores import Score
 from zcode_plugin.cli.outputs import write_texts
 from zcode_plugin.cli.stock import StockCommand, StockJob, StockResult, available_cores
@@ -32,6 +32,7 @@ EPILOG = """What follows -- goes to fairseq-generate as it is.
 example:
   zcode evaluate data/ --path checkpoints/checkpoint_best.pt --out results.json
   zcode evaluate data/ --path best.pt --pairs de-en,en-de -- --lenpen 1.2 --cpu
+  zcode compare results.json other.json
 """
 RESULT_FORMAT = 1
 # Above this size of checkpoint the default is one process at a time: each loads the model.
@@ -42,6 +43,7 @@ LARGE_CHECKPOINT = 1 << 30
 class Evaluation:
     """All that was translated and scored, with the commands that do it again."""
 
+    texts: dict[Direction, Translations]
     scores: dict[Direction, Score]
     commands: dict[Direction, str]
     updates: int
@@ -58,7 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pairs", help="directions, as de-en,en-de (default: both of every pair of the split)")
     add("--gen-subset", default="test", metavar="SPLIT", help="split of DATA (default: test)")
     add("--beam", type=int, default=5, metavar="N", help="beam size (default: 5)")
-    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
+    add(
+        "--max-tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="tokens of a batch (default: 4096)",
+    )
     add("--out", type=Path, metavar="FILE", help="write the results as JSON, too")
     add("--translations", type=Path, metavar="DIR", help="keep fairseq-generate's output in DIR")
     add("--copy-baseline", action="store_true", help="score the source text as translation, too")
@@ -67,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAMES",
         help="sacreBLEU's tokenizer, or one for each target language as zh=zh,ja=ja-mecab "
         "(default: 13a; zh for Chinese; char for ja, ko, th, lo, km)",
+    )
+    add(
+        "--comet",
+        metavar="MODEL",
+        help="score with COMET, too: a model's name, its folder or its .ckpt file",
     )
     add(
         "--jobs",
@@ -80,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Translate, score, print, and write the results."""
     _check_arguments(args)
+    comet_model = None if args.comet is None else comet.load(args.comet)
     directions = generation.choose_directions(args.pairs, args.data, args.gen_subset)
     tokenizers = scores.parse_tokenizers(args.sacrebleu_tokenizer)
     from zcode_plugin.checkpoint import io
@@ -89,9 +103,15 @@ def run(args: argparse.Namespace) -> int:
     updates = config.num_updates(state)
     del state
     evaluation = _evaluate(args, directions, task, tokenizers, updates)
+    if comet_model is not None:
+        for direction, texts in evaluation.texts.items():
+            score = comet.score(comet_model, texts)
+            evaluation.scores[direction] = replace(evaluation.scores[direction], comet=score)
     print(scores.score_table(evaluation.scores))
     for line in scores.signature_lines(evaluation.scores):
         print(line)
+    if args.comet is not None:
+        print(f"COMET: {args.comet} (unbabel-comet {version('unbabel-comet')})")
     for line in scores.unknown_lines(evaluation.scores):
         print(line)
     if args.out is not None:
@@ -103,12 +123,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     if not args.data.is_dir():
         raise UserError(f"there is no data folder {args.data}: make one with zcode prepare")
-    if names.rank_of(args.path) is not None or (
-        not args.path.exists() and names.find_rank_files(args.path)
-    ):
-        raise UserError(f"{args.path} is of one rank of several: run `zcode merge {args.path}`")
-    if not args.path.is_file():
-        raise UserError(f"--path {args.path}: there is no such file")
+    names.check_whole(args.path)
     for flag, value in (("--beam", args.beam), ("--max-tokens", args.max_tokens)):
         if value < 1:
             raise UserError(f"{flag} {value} must be at least 1")
@@ -158,10 +173,19 @@ def _evaluate(
             results = command.run(stock_jobs, _report)
         if args.translations is not None:
             _keep(results, args.translations)
+        texts = {
+            direction: _read(result, direction)
+            for direction, result in zip(directions, results, strict=True)
+        }
         return Evaluation(
+            texts,
             {
-                direction: _score(result, direction, args, tokenizers)
-                for direction, result in zip(directions, results, strict=True)
+                direction: scores.score(
+                    translations,
+                    scores.tokenizer_for(direction.tgt, tokenizers),
+                    args.copy_baseline,
+                )
+                for direction, translations in texts.items()
             },
             {d: shlex.join(["fairseq-generate", *call]) for d, call in calls.items()},
             updates,
@@ -180,20 +204,14 @@ def _keep(results: Sequence[StockResult], folder: Path) -> None:
         shutil.copy(result.job.output, folder)
 
 
-def _score(
-    result: StockResult,
-    direction: Direction,
-    args: argparse.Namespace,
-    tokenizers: Mapping[str, str],
-) -> Score:
+def _read(result: StockResult, direction: Direction) -> Translations:
     if result.exit_code != 0:
         raise UserError(
             f"fairseq-generate failed for {direction}, {result.reason}; by hand: "
             f"{shlex.join(['fairseq-generate', *result.job.arguments])}"
         )
     with result.job.output.open(encoding="utf-8", newline="\n") as file:
-        texts = generation.read_translations(file.read(), direction)
-    return scores.score(texts, scores.tokenizer_for(direction.tgt, tokenizers), args.copy_baseline)
+        return generation.read_translations(file.read(), direction)
 
 
 def _write_json(args: argparse.Namespace, evaluation: Evaluation) -> None:
@@ -205,10 +223,13 @@ def _write_json(args: argparse.Namespace, evaluation: Evaluation) -> None:
         "updates": evaluation.updates,
         "subset": args.gen_subset,
         "seconds": round(evaluation.seconds, 1),
+        "comet_model": args.comet,
         "versions": {name: version(name) for name in ("fairseq", "torch", "sacrebleu")},
         "means": scores.means(evaluation.scores),
         "directions": {
-            str(direction): asdict(entry) | {"command": evaluation.commands[direction]}
+            str(direction): asdict(entry)
+            | {"command": evaluation.commands[direction]}
+            | asdict(evaluation.texts[direction])
             for direction, entry in evaluation.scores.items()
         },
     }

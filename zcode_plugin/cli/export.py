@@ -23,7 +23,8 @@ checkpoint's names, with a plain config.json. huggingface: a folder that transfo
 AutoModelForSeq2SeqLM and AutoTokenizer, trust_remote_code=True; it needs torch and transformers
 alone, and gives the translations of fairseq-generate."""
 EPILOG = """example:
-  zcode export checkpoints/checkpoint_best-rank-0.pt --data data --out exported --format huggingface
+  zcode export checkpoint_best-rank-0.pt --format huggingface --data data \\
+    --out exported
 """
 
 

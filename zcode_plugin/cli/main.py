@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import signal
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -15,6 +17,7 @@ from typing import NoReturn, Protocol, cast
 from zcode_plugin.cli.console import suggestion
 from zcode_plugin.errors import UserError
 
+HELP_COLUMNS = 80
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 128 + signal.SIGINT
 EXIT_TERMINATED = 128 + signal.SIGTERM
@@ -46,7 +49,7 @@ class Verb:
 
 
 VERBS = (
-    Verb("prepare", "raw text to SentencePiece model, shared dictionary and binarised data"),
+    Verb("prepare", "raw text to SentencePiece model, dictionary and binarised data"),
     Verb("merge", "the files of all ranks to one checkpoint for fairseq-generate"),
     Verb("reshard", "a checkpoint divided over another number of ranks, to train on"),
     Verb("average", "the mean of several checkpoints of a run"),
@@ -54,26 +57,40 @@ VERBS = (
     Verb("prune", "keep the experts that matter, by use or by what they contribute"),
     Verb("aggregate", "several models to one with all their experts (AoE)"),
     Verb("export", "a checkpoint as safetensors, or for Hugging Face's transformers"),
-    Verb("quantise", "expert weights of 8 or 4 bits, for a smaller checkpoint to translate with"),
-    Verb("upcycle", "a dense checkpoint to one with experts, each a copy of the dense network"),
-    Verb("inspect", "what is in a checkpoint: options, experts, parameters, dtypes, optimizer"),
+    Verb("quantise", "expert weights of 8 or 4 bits, for a smaller checkpoint"),
+    Verb("upcycle", "a dense checkpoint to one with experts, copies of its network"),
+    Verb("inspect", "what is in a checkpoint: options, experts, parameters, optimizer"),
     Verb("plan", "which form of parallelism a model needs on given machines"),
+    Verb("translate", "text in, text out, with a checkpoint"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
-    Verb("doctor", "show what is installed, what is wrong and the command that mends it"),
+    Verb("compare", "results of several systems side by side, with significance"),
+    Verb("report", "what runs did on one page: curves, scores, experts; and a model card"),
+    Verb("doctor", "what is installed, what is wrong and the command that mends it"),
 )
 
+_FLAG = re.compile(r"--?[A-Za-z]")  # no negative number, nor `-` for standard input
 USAGE = """usage: zcode VERB [ARGUMENTS]   (zcode VERB --help says more)
-
 Commands around stock fairseq for Mixture-of-Experts translation models.
 
 {verbs}
 
-example:
-  zcode prepare --raw text/ --out data/
-  fairseq-train data/ --user-dir zcode_plugin --task multitask_multilingual ...
-  zcode merge checkpoints/checkpoint_last-rank-0.pt
-  zcode evaluate data/ --path checkpoints/checkpoint_last.pt
+example: zcode prepare --raw text/ --out data/
 """
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Help of at most 80 columns: prose is filled, lists and examples stay as they are."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=HELP_COLUMNS)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        # Lists and examples are paragraphs with lines that begin with a space.
+        paragraphs = text.strip("\n").split("\n\n")
+        return "\n\n".join(
+            paragraph if "\n " in f"\n{paragraph}" else textwrap.fill(paragraph, width)
+            for paragraph in paragraphs
+        )
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -105,6 +122,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `zcode ... | head`: nobody reads on, which is no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("zcode_"):
+            raise
+        print(
+            f"{name}: error: the package {error.name} is missing; `zcode doctor` says what to do",
+            file=sys.stderr,
+        )
+        return EXIT_USER_ERROR
     except OSError as error:  # no permission, a full disk, a file where a folder is named
         what = f"{error.filename}: " if error.filename else ""
         print(f"{name}: error: {what}{error.strerror or error}", file=sys.stderr)
@@ -134,9 +159,7 @@ def _parse(module: VerbModule, name: str, argv: list[str]) -> argparse.Namespace
     parser = OneLineParser(
         prog=name,
         allow_abbrev=False,
-        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(
-            prog, max_help_position=30, width=100
-        ),
+        formatter_class=HelpFormatter,
     )
     module.add_arguments(parser)
     extra: list[str] = []
@@ -156,9 +179,13 @@ def _check_flags(parser: argparse.ArgumentParser, argv: Iterable[str]) -> None:
     known = [flag for action in parser._actions for flag in action.option_strings]
     for word in argv:
         flag = word.partition("=")[0]
-        if flag.startswith("--") and len(flag) > 2 and flag not in known:
-            near = suggestion(flag, known) or f"; `{parser.prog} --help` lists the flags"
-            raise UserError(f"unknown flag {flag}{near}")
+        # A short flag may have its value behind it, unless the word is a long one less a dash.
+        is_short = flag[:2] in known and f"-{flag}" not in known
+        if flag in known or is_short or not _FLAG.match(flag):
+            continue
+        wanted = f"--{flag.lstrip('-')}"
+        near = suggestion(wanted, known) or f"; `{parser.prog} --help` lists the flags"
+        raise UserError(f"unknown flag {flag}{near}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,7 +21,7 @@ def output_name(out: str, first: Path) -> Path:
     """
     path = Path(out)
     if path.suffix != ".pt" or out.endswith("/") or path.is_dir():
-        path = path / names.without_rank(first).name
+        path = path / names.without_rank(names.without_shard(first)).name
     elif names.rank_of(path) is not None:
         suffix = path.stem.removeprefix(names.without_rank(path).stem)
         raise UserError(f"--out {path}: give the name without {suffix}")
@@ -77,9 +79,26 @@ def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force
 
 
 def write_texts(texts: Mapping[Path, str]) -> None:
+    """Write text files that belong together, see `io.write_all`."""
+    write_files({path: text.encode("utf-8") for path, text in texts.items()})
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
     """Write files that belong together, see `io.write_all`."""
 
-    def writer(text: str) -> Callable[[BinaryIO], object]:
-        return lambda file: file.write(text.encode("utf-8"))
+    def writer(content: bytes) -> Callable[[BinaryIO], object]:
+        return lambda file: file.write(content)
 
-    io.write_all((path, writer(text)) for path, text in texts.items())
+    io.write_all((path, writer(content)) for path, content in contents.items())
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to write bit by bit: it gets its name at the end, and on any failure none."""
+    partial = io.partial_name(path)
+    try:
+        with partial.open("wb") as file:
+            yield file
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -21,7 +21,8 @@ EPILOG = """What follows -- are flags of the model, as in training.
 
 example:
   zcode plan --arch zcode_m3_10b --ranks 64 --memory 40
-  zcode plan --arch zcode_m3_10b --ranks 512 --memory 40 --host-memory 128 -- --moe-expert-count 512
+  zcode plan --arch zcode_m3_10b --ranks 512 --memory 40 --host-memory 128 \\
+    -- --moe-expert-count 512
 """
 GB = 1e9
 
@@ -31,18 +32,61 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     parser.set_defaults(extra=[])
     add = parser.add_argument
-    add("--arch", required=True, help="architecture of moe_transformer")
-    add("--ranks", type=int, required=True, metavar="W", help="GPUs")
-    add("--memory", type=float, required=True, metavar="GB", help="of each GPU")
-    add("--host-memory", type=float, default=0, metavar="GB", help="for each rank (default: 0)")
-    add("--vocabulary", type=int, default=128000, metavar="N", help="symbols (default: 128000)")
-    add("--max-tokens", type=int, default=4096, metavar="N", help="of a batch (default: 4096)")
-    add("--length", type=int, default=32, metavar="N", help="of a sentence (default: 32)")
-    add("--precision", choices=PRECISIONS, default="fp16", help="default: fp16")
-    add("--expert-parallel-size", type=int, metavar="P", help="default: W, or the experts if fewer")
-    add("--tensor", type=int, default=2, metavar="T", help="ranks of a slice in M (default: 2)")
-    add("--checkpoint-activations", action="store_true", help="plan with this flag of fairseq")
+    add("--arch", required=True, help="architecture, as in training")
+    add("--ranks", type=int, required=True, metavar="W", help="GPUs, each with a rank of its own")
+    add("--memory", type=float, required=True, metavar="GB", help="memory of each GPU")
+    add(
+        "--host-memory",
+        type=float,
+        default=0,
+        metavar="GB",
+        help="memory of the host for each rank (default: 0)",
+    )
+    _add_training_arguments(parser)
+    add(
+        "--expert-parallel-size",
+        type=int,
+        metavar="P",
+        help="ranks of the experts (default: W, or the experts if fewer)",
+    )
+    add(
+        "--tensor",
+        type=int,
+        default=2,
+        metavar="T",
+        help="ranks that share a sliced layer in the forms with M (default: 2)",
+    )
+    add(
+        "--checkpoint-activations",
+        action="store_true",
+        help="keep no activations within layers, as with this flag of fairseq",
+    )
     add("--json", action="store_true", help="print one JSON object")
+
+
+def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--vocabulary",
+        type=int,
+        default=128000,
+        metavar="N",
+        help="symbols of the dictionary (default: 128000)",
+    )
+    add(
+        "--max-tokens",
+        type=int,
+        default=4096,
+        metavar="N",
+        help="tokens of a rank's batch (default: 4096)",
+    )
+    add("--length", type=int, default=32, metavar="N", help="tokens of a sentence (default: 32)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp16",
+        help="numbers of the training (default: fp16)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -59,10 +103,7 @@ def run(args: argparse.Namespace) -> int:
         "model with so many."
     )
     print(format_table(_traffic_rows(plan)))
-    for row in plan["forms"]:
-        if not row["can_run"]:
-            print(f"{row['form']} is computed alone: slices (M) are not sharded (Z) in training")
-    fitting = [row for row in plan["forms"] if row["fits"] and row["can_run"]]
+    fitting = [row for row in plan["forms"] if row["fits"]]
     if not fitting:
         print("no form fits: more ranks, fewer tokens, or --checkpoint-activations")
         return 1
@@ -101,7 +142,6 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         rows.append(
             {
                 "form": form.name,
-                "can_run": form.can_run,
                 "memory": vars(memory) | {"total": memory.total},
                 "fits": memory.total <= device and memory.host <= host,
                 "largest_experts": most,

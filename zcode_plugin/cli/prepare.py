@@ -17,12 +17,12 @@ from zcode_plugin.cli.preparation.pipeline import Plan, Prepared, build
 from zcode_plugin.cli.stock import available_cores
 from zcode_plugin.errors import UserError
 
-DESCRIPTION = "Make of raw text a SentencePiece model, one shared dictionary and binarised data."
+DESCRIPTION = "Make a SentencePiece model, one dictionary and binarised data of raw text."
 EPILOG = """raw files, one sentence a line, UTF-8:
-  {train,valid,test}.SRC-TGT.{SRC,TGT}   aligned: train.en-de.en, train.en-de.de
-  mono.{train,valid}.LANG.txt            monolingual; mono.LANG.txt is training text
-TSV files: the first line names languages (en<TAB>de<TAB>fr), each other line holds one sentence
-in each of them; an empty cell is a missing translation. Quotes have no meaning.
+  {train,valid,test}.SRC-TGT.{SRC,TGT}  aligned: train.en-de.en, train.en-de.de
+  mono.{train,valid}.LANG.txt           monolingual; mono.LANG.txt: for training
+TSV files: the first line names languages (en<TAB>de<TAB>fr), others hold a
+sentence in each; an empty cell is a missing translation, quotes mean nothing.
 
 example:
   zcode prepare --raw text/ --out data/ --vocab-size 8000
@@ -43,21 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add = parser.add_argument
-    add("--raw", type=Path, metavar="DIR", help="folder of raw files; other names are ignored")
-    add("--tsv", nargs="+", default=[], metavar="SPLIT=FILE", help="TSV files, one a split")
+    add("--raw", type=Path, metavar="DIR", help="folder of raw files")
+    add("--tsv", nargs="+", default=[], metavar="S=FILE", help="TSV files, one a split")
     add("--out", type=Path, required=True, metavar="DATA", help="folder to make")
     add("--force", action="store_true", help="replace DATA if zcode prepare made it")
-    add("--langs", help="languages to use, in the order for langs.txt (default: all, sorted)")
+    add("--langs", metavar="L,...", help="languages, in their order (default: all, sorted)")
     add(
         "--pairs",
-        help="pairs to use, as en-de,en-fr (default: all that --raw holds, and of a TSV file the "
-        "first column with each other one); all: of a TSV file every two columns",
+        metavar="A-B,...",
+        help="pairs (default: all, but of a TSV file those of its first column; all: every two)",
     )
-    add("--skip-blank", action="store_true", help="drop pairs with a blank side, not refuse them")
+    add("--skip-blank", action="store_true", help="drop pairs with a blank side")
     _add_subword_arguments(parser)
-    cores = available_cores()
-    help_text = f"processes at a time (default: the number of cores, {cores})"
-    add("--workers", type=int, default=cores, metavar="N", help=help_text)
+    add("--workers", type=int, metavar="N", help="processes at a time (default: all cores)")
 
 
 def _add_subword_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,13 +63,13 @@ def _add_subword_arguments(parser: argparse.ArgumentParser) -> None:
     default = subwords.SubwordOptions()
     add = parser.add_argument
     add("--sentencepiece-model", type=Path, metavar="FILE", help="use this model and train none")
-    help_text = f"pieces of the model to train (default: {default.vocab_size})"
+    help_text = f"pieces (default: {default.vocab_size})"
     add("--vocab-size", type=int, metavar="N", help=help_text)
-    help_text = f"algorithm of the model to train (default: {default.model_type})"
+    help_text = f"algorithm (default: {default.model_type})"
     add("--model-type", choices=("unigram", "bpe"), help=help_text)
-    help_text = f"share of all characters to cover (default: {default.character_coverage})"
+    help_text = f"of all characters (default: {default.character_coverage})"
     add("--character-coverage", type=float, metavar="SHARE", help=help_text)
-    help_text = "train on n^(1/T) of a language's n distinct sentences, scaled (default: 1, all)"
+    help_text = "train on n^(1/T) of n sentences (default: 1)"
     add("--subword-temperature", type=float, dest="temperature", metavar="T", help=help_text)
     help_text = f"train on at most N sentences (default: {default.sentences:,})"
     add("--subword-sentences", type=int, dest="sentences", metavar="N", help=help_text)
@@ -101,7 +99,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UserError("no text is given: name a folder with --raw or files with --tsv")
     if "," in str(args.out):
         raise UserError(f"--out {args.out}: fairseq-preprocess parts names at commas; use none")
-    if args.workers < 1:
+    if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers} must be at least 1")
     langs = None if args.langs is None else inventory.parse_languages(args.langs)
     every_pair = args.pairs == "all"
@@ -118,7 +116,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         options=_subword_options(args),
         model=args.sentencepiece_model,
         skip_blank=args.skip_blank,
-        workers=args.workers,
+        workers=available_cores() if args.workers is None else args.workers,
     )
 
 

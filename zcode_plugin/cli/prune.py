@@ -25,9 +25,9 @@ fairseq-train --finetune-from-model load.
 example:
   zcode prune model.pt --keep 50% --by random --out half.pt
   zcode stats model.pt data --out stats.json
-  zcode prune model.pt --keep 50% --by utilisation --stats stats.json --out half.pt
-  zcode prune model.pt --keep 2 --by activation-norm --stats stats.json --pairs de-en \\
-    --across-layers --ratio 3:1 --out de-en.pt
+  zcode prune model.pt --keep 8 --by utilisation --stats stats.json --out 8.pt
+  zcode prune model.pt --keep 2 --by activation-norm --stats stats.json \\
+    --pairs de-en --across-layers --ratio 3:1 --out de-en.pt
 """
 
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add_checkpoint_argument(parser)
     add("--keep", required=True, metavar="K", help="experts that stay of each layer, or 50%%")
-    add("--by", required=True, choices=CRITERIA, help="which stay")
+    add("--by", required=True, choices=CRITERIA, help="which experts stay")
     add("--stats", type=Path, metavar="FILE", help="what zcode stats wrote for this checkpoint")
     add("--pairs", metavar="A-B,...", help="go by these pairs or languages alone (default: all)")
     add(
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keep K on average: the best of all layers together, by their share of their layer",
     )
     add("--ratio", metavar="E:D", help="encoder's layers keep E for each D of the decoder's")
-    add("--seed", type=int, default=1, metavar="N", help="of --by random (default: 1)")
+    add("--seed", type=int, default=1, metavar="N", help="of the draw of --by random (default: 1)")
     add_output_arguments(parser)
 
 

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description, parser.epilog = DESCRIPTION, EPILOG
     add_checkpoint_argument(parser)
     parser.add_argument(
-        "--bits", type=int, choices=(8, 4), required=True, help="of an expert's weight"
+        "--bits", type=int, choices=(8, 4), required=True, help="bits of an expert's weight"
     )
     add_output_arguments(parser)
 

@@ -17,7 +17,7 @@ EPILOG = """Writes OUT.json, which zcode prune reads, and OUT.csv beside it.
 
 example:
   zcode stats model.pt data --out stats.json
-  zcode stats model.pt data --pairs de-en,en-de --objectives mt --gen-subset test --out de.json
+  zcode stats model.pt data --pairs de-en --objectives mt --out de.json
 """
 
 
@@ -28,10 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_checkpoint_argument(parser)
     add("data", type=Path, metavar="DATA", help="folder of binarised data")
     add("--out", type=Path, required=True, metavar="OUT.json", help="file to write")
-    add("--gen-subset", default="valid", metavar="SPLIT", help="split (default: valid)")
+    add("--gen-subset", default="valid", metavar="SPLIT", help="split of DATA (default: valid)")
     add("--pairs", metavar="A-B,...", help="directions of mt (default: those of the training)")
     add("--objectives", metavar="NAME,...", help="objectives (default: those of the training)")
-    add("--max-tokens", type=int, default=4000, metavar="N", help="of a batch (default: 4000)")
+    add(
+        "--max-tokens",
+        type=int,
+        default=4000,
+        metavar="N",
+        help="tokens of a batch (default: 4000)",
+    )
     add(
         "--capacity-factor",
         type=float,
@@ -73,20 +79,10 @@ def run(args: argparse.Namespace) -> int:
             statistics = measure(gathered, str(files[0]), selection)
         current.detail = count(len(statistics.rows), "row")
     write_texts(dict(zip(outputs, (statistics.to_json(), statistics.to_csv()), strict=True)))
-    rows = [("layer", "tokens", "experts", "busiest", "idlest", "dropped")]
-    for layer, loads in statistics.totals("load").items():
-        own = [row for row in statistics.rows if row["layer"] == layer]
-        asked = sum(row["assignments"] for row in own)
-        rows.append(
-            (
-                layer,
-                f"{sum(row['tokens'] for row in own):,}",
-                f"{len(loads)}",
-                f"{100 * max(loads) / asked:.1f}%",
-                f"{100 * min(loads) / asked:.1f}%",
-                f"{100 * sum(row['dropped'] for row in own) / asked:.1f}%",
-            )
-        )
+    rows = [["layer", "tokens", "experts", "busiest", "idlest", "dropped"]]
+    for load in statistics.layers():
+        shares = (f"{100 * share:.1f}%" for share in (load.busiest, load.idlest, load.dropped))
+        rows.append([load.layer, f"{load.tokens:,}", f"{load.experts}", *shares])
     print(format_table(rows))
     print(f"written: {outputs[0]}, {outputs[1]}")
     return 0

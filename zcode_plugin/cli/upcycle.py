@@ -24,7 +24,7 @@ are printed; with it, with --restore-file FILE.pt.
 
 example:
   zcode upcycle checkpoints/checkpoint_best.pt --experts 8 --out moe.pt
-  zcode upcycle dense.pt --experts 16,16,32 --encoder-moe-freq 3 --noise 0.01 --out moe.pt
+  zcode upcycle dense.pt --experts 16,16,32 --encoder-moe-freq 3 --out moe.pt
 """
 
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add normal noise to each expert, its deviation STD times that of the weights "
         "(default: 0)",
     )
-    add("--seed", type=int, default=1, help="of gates and noise (default: 1)")
+    add("--seed", type=int, default=1, help="seed of gates and noise (default: 1)")
     add(
         "--with-optimizer",
         action="store_true",
@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Upcycle and print a table of before and after."""
     from zcode_plugin.checkpoint import io
-    from zcode_plugin.checkpoint.gather import find_files, weights
-    from zcode_plugin.checkpoint.tensors import count_parameters
+    from zcode_plugin.checkpoint.gather import find_files
+    from zcode_plugin.checkpoint.tensors import count_parameters, weights
     from zcode_plugin.checkpoint.upcycle import Recipe, read_dense, upcycle
 
     _check_numbers(args)

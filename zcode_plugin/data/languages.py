@@ -49,6 +49,15 @@ def stored_pairs(directory: Path, split: str) -> list[Pair]:
     return sorted(found)
 
 
+def all_pairs(directory: Path) -> list[Pair]:
+    """Both directions of every pair with training data, else with any split of the usual names."""
+    for split in ("train", "valid", "test"):
+        stored = stored_pairs(directory, split)
+        if stored:
+            return sorted({*stored, *(pair.reverse for pair in stored)})
+    return []
+
+
 def monolingual_languages(directory: Path, split: str) -> list[str]:
     """Languages with data of the split that `fairseq-preprocess --only-source` wrote."""
     names = [path.name.split(".") for path in directory.glob(f"{split}.*-None.*.idx")]
@@ -132,3 +141,11 @@ def add_special_symbols(
     dictionary.add_symbol(MASK)
     for objective in objectives:
         dictionary.add_symbol(objective_token(objective))
+
+
+def dictionary_of(symbols: Sequence[str]) -> Dictionary:
+    """Of all symbols in the order of their numbers, fairseq's own first."""
+    dictionary = Dictionary()
+    for symbol in symbols[dictionary.nspecial :]:
+        dictionary.add_symbol(symbol, overwrite=True)  # each gets a number, as in the list
+    return dictionary

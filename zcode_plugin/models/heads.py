@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from argparse import ArgumentParser
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,6 +16,17 @@ from zcode_plugin.models.electra import Electra
 logger = logging.getLogger(__name__)
 
 GENERATOR_SIZE = 0.25
+
+
+def add_head_arguments(parser: ArgumentParser) -> None:
+    """Declare the flags of heads."""
+    parser.add_argument(
+        "--electra-generator-size",
+        type=float,
+        metavar="SHARE",
+        help="electra: width of the generator as a share of the encoder's (default: "
+        f"{GENERATOR_SIZE})",
+    )
 
 
 def build_heads(objectives: Iterable[str], encoder: Any, generator_size: float) -> nn.ModuleDict:

@@ -26,7 +26,6 @@ from zcode_plugin.moe import (
     ResidualExpert,
     TopKGate,
 )
-from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.topology import ExpertTopology
 
 
@@ -162,11 +161,9 @@ def build_moe_layer(
     residual = None
     if moe.moe_residual:
         residual = ResidualExpert(*shape, activation=activation, dropout=dropout)
-    layer = MOELayer(
+    return MOELayer(
         gate, experts, topology.group, residual=residual, gating_dropout=moe.gating_dropout
     )
-    fully_sharded.wrap_experts(layer, topology)
-    return layer
 
 
 def _build_gate(model_dim: int, num_experts: int, moe: MoEConfig) -> Gate:

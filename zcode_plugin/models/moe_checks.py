@@ -7,7 +7,7 @@ from argparse import Namespace
 import torch
 
 from zcode_plugin.checkpoint.config import FLOAT_BITS, asks_for_zero_sharding
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, first_given
 from zcode_plugin.models.expert_layout import ExpertLayout
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.moe.quantised import LARGEST
@@ -73,9 +73,8 @@ def _check_zero_sharding(args: Namespace) -> None:
         "--fp16-adam-stats": getattr(args, "fp16_adam_stats", False),
         "--use-bmuf": getattr(args, "use_bmuf", False),
     }
-    for flag, is_given in flags.items():
-        if is_given:
-            raise UserError(f"--zero-sharding {args.zero_sharding} and {flag}: drop one of them")
+    if flag := first_given(flags):
+        raise UserError(f"--zero-sharding {args.zero_sharding} and {flag}: drop one of them")
     apart = ("memory_efficient_fp16", "fp16_no_flatten_grads", "cpu")
     if getattr(args, "fp16", False) and not any(getattr(args, name, False) for name in apart):
         raise UserError(
@@ -194,12 +193,11 @@ def _check_fixed_gate(moe: MoEConfig) -> None:
         "--moe-token-priority gate": str(moe.moe_token_priority) == "gate",
         "--moe-batch-prioritized-routing": moe.moe_batch_prioritized_routing,
     }
-    for flag, is_given in contradictions.items():
-        if is_given:
-            raise UserError(
-                f"{flag} needs the scores of a learned gate, --moe-gate {moe.moe_gate} has none: "
-                "drop one of them"
-            )
+    if flag := first_given(contradictions):
+        raise UserError(
+            f"{flag} needs the scores of a learned gate, --moe-gate {moe.moe_gate} has none: "
+            "drop one of them"
+        )
 
 
 def _flag(name: str) -> str:

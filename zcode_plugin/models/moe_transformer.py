@@ -16,6 +16,7 @@ from fairseq.models.transformer import (
     TransformerModel,
 )
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from fairseq.modules.transformer_layer import TransformerDecoderLayerBase
 from fairseq.tasks import FairseqTask
 from torch import Tensor, nn
 
@@ -24,7 +25,7 @@ from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
 from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
 from zcode_plugin.models.freezing import freeze
-from zcode_plugin.models.heads import GENERATOR_SIZE, build_heads, fit_heads
+from zcode_plugin.models.heads import GENERATOR_SIZE, add_head_arguments, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
 from zcode_plugin.models.moe_checks import (
     check,
@@ -32,7 +33,7 @@ from zcode_plugin.models.moe_checks import (
     check_parallel,
 )
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
-from zcode_plugin.models.sliced import slice_model
+from zcode_plugin.models.sliced import slice_layer, slice_vocabulary
 from zcode_plugin.models.sliced_checks import check_sliced
 from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.context import calling, hand_in_context
@@ -44,8 +45,17 @@ from zcode_plugin.parallel.tensor import TensorSlicing, tensor_slicing
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 
 
-def _wrap(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
-    """What stock does to each layer: activation checkpointing, then FSDP, when asked for."""
+def _finish(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
+    """Slice a layer; then what stock does: activation checkpointing and FSDP, when asked for.
+
+    Args:
+        layer: as one process builds it.
+        cfg: with this rank's `slicing` and `topology`, as long as the model is being built.
+    """
+    if cfg.slicing.size > 1:
+        slice_layer(layer, cfg.slicing)
+    if hasattr(layer, "moe_layer"):
+        fully_sharded.wrap_experts(layer.moe_layer, cfg.topology)
     if cfg.checkpoint_activations:
         layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
     least = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
@@ -78,9 +88,9 @@ class MoETransformerEncoder(TransformerEncoderBase):
         index, self._built = self._built, self._built + 1
         experts = self._layout.get(index)
         if experts is None:
-            return _wrap(LeanEncoderLayer(cfg, return_fc=self.return_fc), cfg)
+            return _finish(LeanEncoderLayer(cfg, return_fc=self.return_fc), cfg)
         layer = MoEEncoderLayer(cfg, self._moe, self._topology, experts, self.return_fc)
-        return _join(_wrap(layer, cfg), f"encoder.layers.{index}")
+        return _join(_finish(layer, cfg), f"encoder.layers.{index}")
 
     def forward(self, src_tokens: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `fairseq.models.transformer.TransformerEncoderBase.forward`."""
@@ -107,9 +117,9 @@ class MoETransformerDecoder(TransformerDecoderBase):
         index, self._built = self._built, self._built + 1
         experts = self._layout.get(index)
         if experts is None:
-            return super().build_decoder_layer(cfg, no_encoder_attn)
+            return _finish(TransformerDecoderLayerBase(cfg, no_encoder_attn), cfg)
         layer = MoEDecoderLayer(cfg, self._moe, self._topology, experts, no_encoder_attn)
-        return _join(_wrap(layer, cfg), f"decoder.layers.{index}")
+        return _join(_finish(layer, cfg), f"decoder.layers.{index}")
 
     def forward(
         self,
@@ -157,13 +167,7 @@ class MoETransformer(TransformerModel):
         """Flags of the stock Transformer and of `MoEConfig`."""
         super().add_args(parser)
         add_moe_arguments(parser)
-        parser.add_argument(
-            "--electra-generator-size",
-            type=float,
-            metavar="SHARE",
-            help="electra: width of the generator as a share of the encoder's (default: "
-            f"{GENERATOR_SIZE})",
-        )
+        add_head_arguments(parser)
 
     @classmethod
     def build_model(cls, args: Namespace, task: FairseqTask) -> MoETransformer:
@@ -176,14 +180,15 @@ class MoETransformer(TransformerModel):
         layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
         check(moe, layout)
         slicing, topology = _places(args, moe, layout)
-        fully_sharded.prepare(topology)
+        fully_sharded.prepare(topology, slicing)
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
         # architectures.py); the stock decoder would insert BASE layers.
         args.base_layers = 0
-        args.moe, args.topology = moe, topology
+        args.moe, args.topology, args.slicing = moe, topology, slicing
         model = super().build_model(args, task)
-        del args.moe, args.topology, model.args, model.cfg.moe, model.cfg.topology
+        del args.moe, args.topology, args.slicing, model.args
+        del model.cfg.moe, model.cfg.topology, model.cfg.slicing
         model.moe, model.topology, model.seed = moe, topology, getattr(args, "seed", 1)
         objectives = [objective.name for objective in getattr(task, "objectives", ())]
         size = getattr(args, "electra_generator_size", None)
@@ -191,7 +196,7 @@ class MoETransformer(TransformerModel):
             objectives, model.encoder, GENERATOR_SIZE if size is None else size
         )
         if slicing.size > 1:
-            slice_model(model, slicing)
+            slice_vocabulary(model)
         model.slicing = slicing
         if moe.freeze_except is not None:
             freeze(model, moe.freeze_except)

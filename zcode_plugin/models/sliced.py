@@ -1,6 +1,6 @@
 """Tensor slicing of a model (`--model-parallel-size`): its layers become slices of themselves.
 
-A model is built whole, as one process builds it, and then sliced in place: so it starts with the
+A layer is built whole, as one process builds it, and then sliced in place: so it starts with the
 same weights, on however many ranks. Attention is split by heads, feed-forward networks and experts
 by hidden values, embeddings and the output projection by symbols. Norms, gates, the biases that are
 added after a sum over ranks, and the heads of objectives are replicated.
@@ -27,10 +27,6 @@ from fairscale.nn.model_parallel.mappings import (
 from fairseq.model_parallel.modules import ModelParallelMultiheadAttention
 from fairseq.models.roberta import RobertaLMHead
 from fairseq.modules import MultiheadAttention
-from fairseq.modules.transformer_layer import (
-    TransformerDecoderLayerBase,
-    TransformerEncoderLayerBase,
-)
 from torch import Tensor, nn
 
 from zcode_plugin.moe import Experts, MOELayer
@@ -39,26 +35,23 @@ from zcode_plugin.parallel.sliced_loss import sliced_label_smoothed_nll_loss
 from zcode_plugin.parallel.tensor import TensorSlicing, mark_sliced, own_draws
 
 
-def slice_model(model: Any, slicing: TensorSlicing) -> None:
-    """Slice encoder and decoder in place; T > 1 and divides heads and feed-forward widths."""
+def slice_layer(layer: Any, slicing: TensorSlicing) -> None:
+    """Slice a layer of encoder or decoder in place, its experts too.
+
+    Args:
+        layer: as it was built; nothing is wrapped around its parts yet.
+        slicing: T > 1, which divides heads and feed-forward widths.
+    """
     with torch.random.fork_rng():  # fairscale's layers draw weights of their own first
-        for side in (model.encoder, model.decoder):
-            for layer in list(side.modules()):
-                if isinstance(layer, (TransformerEncoderLayerBase, TransformerDecoderLayerBase)):
-                    _slice_layer(layer)
-                elif isinstance(layer, MOELayer):
-                    _slice_experts(layer, slicing)
-        _slice_vocabulary(model)
-
-
-def _slice_layer(layer: Any) -> None:
-    for name in ("self_attn", "encoder_attn"):
-        attention = getattr(layer, name, None)
-        if attention is not None:
-            setattr(layer, name, SlicedAttention(attention))
-    if isinstance(layer.fc1, nn.Linear):  # else experts stand in its place
-        layer.fc1, layer.fc2 = column(layer.fc1), row(layer.fc2)
-        layer.activation_dropout_module = OwnDraws(layer.activation_dropout_module)
+        for name in ("self_attn", "encoder_attn"):
+            attention = getattr(layer, name, None)
+            if attention is not None:
+                setattr(layer, name, SlicedAttention(attention))
+        if hasattr(layer, "moe_layer"):
+            _slice_experts(layer.moe_layer, slicing)
+        else:
+            layer.fc1, layer.fc2 = column(layer.fc1), row(layer.fc2)
+            layer.activation_dropout_module = OwnDraws(layer.activation_dropout_module)
 
 
 def _slice_experts(layer: MOELayer, slicing: TensorSlicing) -> None:
@@ -71,16 +64,17 @@ def _slice_experts(layer: MOELayer, slicing: TensorSlicing) -> None:
         residual.draws = own_draws
 
 
-def _slice_vocabulary(model: Any) -> None:
-    """Embeddings and the projection, which may be one weight under three names."""
+def slice_vocabulary(model: Any) -> None:
+    """Slice embeddings and the projection, which may be one weight under three names, in place."""
     encoder, decoder = model.encoder, model.decoder
-    source = SlicedEmbedding(encoder.embed_tokens)
-    is_shared = decoder.embed_tokens is encoder.embed_tokens
-    target = source if is_shared else SlicedEmbedding(decoder.embed_tokens)
-    is_tied = decoder.output_projection.weight is decoder.embed_tokens.weight
-    decoder.output_projection = SlicedProjection(
-        decoder.output_projection, target.weight if is_tied else None
-    )
+    with torch.random.fork_rng():
+        source = SlicedEmbedding(encoder.embed_tokens)
+        is_shared = decoder.embed_tokens is encoder.embed_tokens
+        target = source if is_shared else SlicedEmbedding(decoder.embed_tokens)
+        is_tied = decoder.output_projection.weight is decoder.embed_tokens.weight
+        decoder.output_projection = SlicedProjection(
+            decoder.output_projection, target.weight if is_tied else None
+        )
     encoder.embed_tokens, decoder.embed_tokens = source, target
     if "mlm" in model.heads:
         model.heads["mlm"] = SlicedLMHead(model.heads["mlm"], source)

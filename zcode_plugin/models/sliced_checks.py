@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from zcode_plugin.checkpoint.config import asks_for_zero_sharding
-from zcode_plugin.errors import UserError
+from zcode_plugin.checkpoint.slices import check_divides
+from zcode_plugin.errors import UserError, first_given
 
 
 def check_sliced(args: Any) -> None:
@@ -18,17 +19,10 @@ def check_sliced(args: Any) -> None:
         UserError: one line with the flag and the remedy.
     """
     size = args.model_parallel_size
-    for side in ("encoder", "decoder"):
-        for name in ("attention_heads", "ffn_embed_dim"):
-            value = getattr(args, f"{side}_{name}")
-            if value % size:
-                raise UserError(
-                    f"--model-parallel-size {size} must divide --{side}-{name.replace('_', '-')} "
-                    f"{value}: change one of them"
-                )
+    check_divides(args, size)
     refused = {
         "--zero-sharding": asks_for_zero_sharding(args),
-        "--ddp-backend fully_sharded": getattr(args, "ddp_backend", "") == "fully_sharded",
+        "--use-sharded-state": getattr(args, "use_sharded_state", False),
         "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,
         "--adaptive-input": getattr(args, "adaptive_input", False),
         "--quant-noise-pq": getattr(args, "quant_noise_pq", 0) > 0,
@@ -37,12 +31,11 @@ def check_sliced(args: Any) -> None:
             getattr(args, f"{side}_xformers_att_config", None) for side in ("encoder", "decoder")
         ),
     }
-    for flag, is_given in refused.items():
-        if is_given:
-            raise UserError(
-                f"{flag} cannot go with --model-parallel-size {size}, whose slices know nothing of "
-                "it: drop one of them"
-            )
+    if flag := first_given(refused):
+        raise UserError(
+            f"{flag} cannot go with --model-parallel-size {size}, whose slices know nothing of "
+            "it: drop one of them"
+        )
 
 
 def check_one_process(args: Any) -> None:

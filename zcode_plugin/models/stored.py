@@ -11,7 +11,7 @@ from typing import Any
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 from omegaconf import OmegaConf
 
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, first_given
 from zcode_plugin.models.architectures import ARCHITECTURES
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.moe_transformer import MoETransformer
@@ -64,11 +64,8 @@ def _check_shape(options: Namespace, model: str) -> None:
         # Of ours the option only says that every rank has a file.
         "--base-layers": model == STOCK and bool(getattr(options, "base_layers", 0)),
     }
-    for flag, is_used in refused.items():
-        if is_used:
-            raise UserError(
-                f"the checkpoint is of a model with {flag}: upcycle takes none of those"
-            )
+    if flag := first_given(refused):
+        raise UserError(f"the checkpoint is of a model with {flag}: upcycle takes none of those")
 
 
 def _architecture(name: str, model: str) -> str:

@@ -26,7 +26,7 @@ class CallContext:
         layer: name of the layer in the model.
         key: (seed, update, pass within the update): the same numbers on all ranks, other numbers
             in every training pass.
-        token_ids: int64 [B, S], ids of the tokens of the layer's input; None when unknown.
+        token_ids: int64 [S, B], ids of the tokens of the layer's input; None when unknown.
     """
 
     layer: str = ""

@@ -25,6 +25,9 @@ from torch import Tensor
 from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.gate import GateOutput
 
+# First positions of the buckets of positions in the sentence; the last bucket has no end.
+POSITION_STARTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
+
 
 class Key(NamedTuple):
     """What is counted apart."""
@@ -45,6 +48,9 @@ class Load:
         norm_E: float64 [E], sum of their combine weight x the L2 norm of the expert's output.
         asked_B, dropped_B: int64 [B], assignments asked for and dropped, by the place of the token
             in its batch: bucket b holds the b-th of B equal parts.
+        asked_P, dropped_P: int64 [P], the same by the token's position in its sentence, padding
+            not counted: bucket p begins at `POSITION_STARTS[p]`. Zeros where a batch's sentences
+            are not known.
         tokens: tokens routed.
         entropy: sum over tokens of the entropy of the gate's distribution, in nats.
     """
@@ -53,6 +59,8 @@ class Load:
     kept_E: Tensor
     asked_B: Tensor
     dropped_B: Tensor
+    asked_P: Tensor
+    dropped_P: Tensor
     weight_E: Tensor
     norm_E: Tensor
     tokens: int = 0
@@ -72,6 +80,8 @@ class Load:
             "assignments": asked,
             "dropped": asked - int(self.kept_E.sum()),
             "dropped_by_position": (self.dropped_B / self.asked_B.clamp(min=1)).tolist(),
+            "asked_by_sentence_position": self.asked_P.tolist(),
+            "dropped_by_sentence_position": self.dropped_P.tolist(),
             "load": self.asked_E.tolist(),
             "kept": self.kept_E.tolist(),
             "weight": self.weight_E.tolist(),
@@ -130,7 +140,7 @@ class LoadStatistics:
             if context in self._seen:
                 return
             self._seen.add(context)
-        call = _Call(gated, padding_T, y_AM, self.buckets)
+        call = _Call(gated, padding_T, y_AM, self.buckets, _batch_size(context))
         layer = "" if context is None else context.layer
         objective, pairs = _label.get()
         if isinstance(pairs, str):
@@ -145,7 +155,14 @@ class LoadStatistics:
 class _Call:
     """The assignments of one call, on the CPU."""
 
-    def __init__(self, gated: GateOutput, padding_T: Tensor | None, y_AM: Tensor, buckets: int):
+    def __init__(
+        self,
+        gated: GateOutput,
+        padding_T: Tensor | None,
+        y_AM: Tensor,
+        buckets: int,
+        sentences: int | None,
+    ):
         self.buckets = buckets
         self.num_experts = gated.routing.kept_E.numel()
         self.tokens = gated.expert_TK.size(0)
@@ -153,6 +170,7 @@ class _Call:
         self.slot_A = gated.routing.slot_A.cpu()
         real_T = torch.ones(self.tokens, dtype=torch.bool)
         self.real_T = real_T if padding_T is None else ~padding_T.cpu()
+        self.position_T = _position_bucket(self.real_T, sentences)
         self.entropy_T = gated.entropy_T.cpu()
         self.token_A = gated.routing.token_A.cpu()
         self.weight_A = gated.weight_A.cpu().double()
@@ -167,6 +185,8 @@ class _Call:
         kept_A[self.slot_A] = True
         bucket_T = torch.arange(self.tokens) * self.buckets // max(self.tokens, 1)
         expert_A, bucket_A = self.expert_KT.flatten(), bucket_T.repeat(k)
+        position_A = self.position_T.repeat(k)
+        placed_A = mine_A & (position_A >= 0)
 
         def count(values_A: Tensor, where_A: Tensor, size: int) -> Tensor:
             return values_A[where_A].bincount(minlength=size)
@@ -183,11 +203,30 @@ class _Call:
             kept_E=count(expert_A, mine_A & kept_A, self.num_experts),
             asked_B=count(bucket_A, mine_A, self.buckets),
             dropped_B=count(bucket_A, mine_A & ~kept_A, self.buckets),
+            asked_P=count(position_A, placed_A, len(POSITION_STARTS)),
+            dropped_P=count(position_A, placed_A & ~kept_A, len(POSITION_STARTS)),
             weight_E=total(self.weight_A),
             norm_E=total(self.norm_A),
             tokens=int(mine_T.sum()),
             entropy=float(self.entropy_T[mine_T].sum()),
         )
+
+
+def _batch_size(context: CallContext | None) -> int | None:
+    """Sentences of the batch, where they are known."""
+    ids = None if context is None else context.token_ids
+    return None if ids is None else ids.size(1)
+
+
+def _position_bucket(real_T: Tensor, sentences: int | None) -> Tensor:
+    """The bucket of each token's position in its sentence, int64 [T]; -1 where it is not known.
+
+    Sources are padded on the left: positions count from a sentence's first real token.
+    """
+    if not sentences or real_T.numel() % sentences:
+        return torch.full(real_T.shape, -1)
+    position_SB = real_T.view(-1, sentences).cumsum(0) - 1
+    return torch.bucketize(position_SB.flatten(), torch.tensor(POSITION_STARTS), right=True) - 1
 
 
 def _sentences(context: CallContext | None, sentences: int, tokens: int) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from zcode_plugin.parallel.topology import collective_device
+
 
 def normalizers(
     sample: dict[str, Any], *, ignore: bool = False, by_tokens: bool = False
@@ -30,8 +32,7 @@ def normalizers(
         [0.0 if ignore else float(count) for count in targets.values()], dtype=torch.float64
     )
     if dist.is_initialized() and dist.get_world_size() > 1:
-        if dist.get_backend() == "nccl":
-            counts = counts.cuda()
+        counts = counts.to(collective_device())
         dist.all_reduce(counts)
     totals = dict(zip(targets, counts.tolist(), strict=True))
     first = next(iter(totals.values()))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from fairscale.nn.data_parallel import FullyShardedDataParallel
+from fairscale.nn.data_parallel.fully_sharded_data_parallel import get_fsdp_instances
 from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
@@ -36,11 +37,7 @@ class Place:
 
 def wrappers(model: nn.Module) -> list[FullyShardedDataParallel]:
     """The wrappers that have a flat parameter, in the order of the optimizer's numbers."""
-    return [
-        module
-        for module in model.modules()
-        if isinstance(module, FullyShardedDataParallel) and module.params
-    ]
+    return get_fsdp_instances(model, skip_empty=True)
 
 
 def places(model: nn.Module) -> list[Place]:

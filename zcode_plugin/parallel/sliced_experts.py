@@ -36,9 +36,10 @@ class SlicedExperts(Experts):
         nn.Module.__init__(self)
         self.num_local, self.first = whole.num_local, whole.first
         self.activation, self.dropout = whole.activation, whole.dropout
+        # In the order that whole experts have: an optimizer numbers them, see `zcode reshard`.
         self.fc1_weight = _slice(whole.fc1_weight, 1, slicing)
-        self.fc1_bias = None if whole.fc1_bias is None else _slice(whole.fc1_bias, 1, slicing)
         self.fc2_weight = _slice(whole.fc2_weight, 2, slicing)
+        self.fc1_bias = None if whole.fc1_bias is None else _slice(whole.fc1_bias, 1, slicing)
         self.fc2_bias = whole.fc2_bias
         self._gradient_storages = GradientStorage(), GradientStorage()
 

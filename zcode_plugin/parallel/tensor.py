@@ -3,7 +3,8 @@
 T consecutive ranks are a tensor group, as stock fairseq and Megatron have it. They see the same
 batches and hold the same activations between layers; within a layer each computes its slice.
 Parameters of which each holds a slice are marked `model_parallel`; all others are replicated, and
-every rank computes their whole gradient.
+every rank computes their whole gradient. A shard of a flat parameter has some of both: its
+`replicated` lists the ranges.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.parallel.topology import collective_device
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,20 @@ def own_draws(is_random: bool) -> Iterator[None]:
         yield
 
 
+def replicated_gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    """The gradients, or views of parts of them, that are equal on all tensor ranks."""
+    found: list[Tensor] = []
+    for parameter in parameters:
+        ranges: list[slice] | None = getattr(parameter, "replicated", None)
+        if parameter.grad is None:
+            continue
+        if ranges is not None:
+            found += [parameter.grad[part] for part in ranges]
+        elif not is_sliced(parameter):
+            found.append(parameter.grad)
+    return found
+
+
 def average_replicated(parameters: Iterable[nn.Parameter], slicing: TensorSlicing) -> None:
     """Make the gradients of replicated parameters the same, bit for bit, on all tensor ranks.
 
@@ -107,11 +123,10 @@ def average_replicated(parameters: Iterable[nn.Parameter], slicing: TensorSlicin
     norms, gates and biases, which are few.
     """
     grads: dict[torch.dtype, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None and not is_sliced(parameter):
-            grads.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+    for grad in replicated_gradients(parameters):
+        grads.setdefault(grad.dtype, []).append(grad)
     for same_dtype in grads.values():
-        flat = torch.cat([grad.reshape(-1) for grad in same_dtype])
+        flat = torch.cat([grad.reshape(-1) for grad in same_dtype]).to(collective_device())
         dist.all_reduce(flat, group=slicing.group)
         flat /= slicing.size
         parts = flat.split([grad.numel() for grad in same_dtype])

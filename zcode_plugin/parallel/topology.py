@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 
+import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
@@ -133,6 +134,11 @@ def _own_group(rank: int, members: list[range]) -> dist.ProcessGroup | None:
 def _new_groups(members: Iterable[Iterable[int]]) -> list[dist.ProcessGroup]:
     timeout = current_timeout()
     return [dist.new_group(list(ranks), timeout=timeout) for ranks in members]
+
+
+def collective_device() -> torch.device:
+    """Where the default group takes tensors from: NCCL knows those on GPUs alone."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def current_timeout() -> timedelta:

@@ -86,11 +86,6 @@ class Form:
         parts += ["M"] if self.tensor > 1 else []
         return "+".join(parts) or "D"
 
-    @property
-    def can_run(self) -> bool:
-        """Whether training has the form: slices are not sharded."""
-        return self.tensor == 1 or self.zero == 0
-
     def flags(self) -> list[str]:
         """Of fairseq-train."""
         flags = ["--expert-parallel-size", str(self.parallel)]
@@ -202,11 +197,11 @@ def layers_by_kind(shape: ModelShape) -> dict[tuple[str, bool], int]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that a rank sends.
+    """Bytes that a rank sends, of a training pass per token that it sees on each side.
 
     Attributes:
-        exchange: per token and MoE layer, of a training pass: four exchanges.
-        slicing: per token and layer: two sums over tensor ranks each way.
+        exchange: per MoE layer: four exchanges, with slices each of 1/T of a row.
+        slicing: per layer, the mean of all: sums and gathers over tensor ranks, see `_slicing`.
         update: per update: gradients, and with zero 3 parameters.
     """
 
@@ -222,12 +217,28 @@ def traffic(shape: ModelShape, form: Form, element: ElementBytes) -> Traffic:
     experts = shape.experts / (form.parallel * form.tensor)
     passes = 3 if form.zero == 3 else 2
     return Traffic(
-        exchange=4 * shape.top_k * row * _others(form.parallel),
-        slicing=4 * 2 * row * _others(form.tensor),
+        exchange=4 * shape.top_k * row / form.tensor * _others(form.parallel),
+        slicing=_slicing(shape, form) * row * _others(form.tensor),
         update=passes
         * element.compute
         * (dense * _others(form.data) + experts * _others(form.replicas)),
     )
+
+
+def _slicing(shape: ModelShape, form: Form) -> float:
+    """Rows that all tensor ranks need of each other for a token on each side, by layer.
+
+    What is sliced needs a sum of its outputs forwards, and one of the gradients of each of its
+    inputs backwards, of which attention has three: q, k and v. A sum is a ring's: twice a row. Each
+    exchange of tokens is of parts of rows, which are gathered once forwards and once backwards.
+    """
+    attention = 4 * (shape.encoder_layers + 2 * shape.decoder_layers)
+    layers = shape.encoder_layers + shape.decoder_layers
+    with_experts = len(shape.expert_layers)
+    networks = 2 * (layers - with_experts + shape.top_k * with_experts)
+    embeddings = 3  # both embeddings forwards, the output's projection backwards
+    gathers = 4 * shape.top_k * with_experts if form.parallel > 1 else 0
+    return (2 * (attention + networks + embeddings) + gathers) / layers
 
 
 def _others(ranks: int) -> float:

@@ -17,11 +17,12 @@ from zcode_plugin.data.corpora import prepend
 from zcode_plugin.data.languages import (
     Pair,
     add_special_symbols,
+    all_pairs,
+    dictionary_of,
     language_token,
     objective_token,
     pair_prefix,
     resolve_languages,
-    stored_pairs,
 )
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import KNOWN, parse_objectives, parse_token_budgets
@@ -74,11 +75,18 @@ class MultitaskMultilingualTask(TrainingTask):
     @classmethod
     @exits_on_user_error
     def setup_task(cls, cfg: MultitaskMultilingualConfig, **kwargs: Any) -> FairseqTask:
-        """Find the languages, load and complete the dictionary."""
+        """Find the languages, load and complete the dictionary.
+
+        With `symbols`, those of a checkpoint in the order of their numbers, no folder is read:
+        `--langs` are its languages.
+        """
+        stated = [Pair.parse(text) for text in comma_list(cfg.lang_pairs)]
+        if "symbols" in kwargs:
+            return cls(cfg, dictionary_of(kwargs["symbols"]), comma_list(cfg.langs), stated)
         directory = Path(utils.split_paths(cfg.data)[0])
         if not directory.is_dir():
             raise UserError(f"no data directory {directory}: make one with zcode prepare")
-        pairs = [Pair.parse(text) for text in comma_list(cfg.lang_pairs)] or _all_pairs(directory)
+        pairs = stated or all_pairs(directory)
         direction = _direction(cfg)
         needed = [*pairs, direction] if direction else pairs
         langs = resolve_languages(directory, comma_list(cfg.langs), cfg.lang_dict, needed)
@@ -289,12 +297,3 @@ def _direction(cfg: MultitaskMultilingualConfig) -> Pair | None:
     if cfg.source_lang or cfg.target_lang:
         raise UserError("--source-lang and --target-lang belong together: give both or none")
     return None
-
-
-def _all_pairs(directory: Path) -> list[Pair]:
-    """Both directions of every pair with training data, else with any split of the usual names."""
-    for split in ("train", "valid", "test"):
-        stored = stored_pairs(directory, split)
-        if stored:
-            return sorted({*stored, *(pair.reverse for pair in stored)})
-    return []

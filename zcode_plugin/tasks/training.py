@@ -33,6 +33,7 @@ from zcode_plugin.parallel.tensor import WHOLE, TensorSlicing, tensor_slicing
 from zcode_plugin.parallel.topology import ExpertTopology, check_sizes
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
+from zcode_plugin.tasks.log_file import close_repeated_handlers
 
 logger = logging.getLogger(__name__)
 
@@ -121,6 +122,11 @@ class TrainingTask(FairseqTask):
         """The numbers of all language tokens."""
         raise NotImplementedError
 
+    def begin_epoch(self, epoch: int, model: Any) -> None:
+        """Stock's; each record stands in `--log-file` once."""
+        super().begin_epoch(epoch, model)
+        close_repeated_handlers()
+
     @exits_on_user_error
     def train_step(
         self,
@@ -133,12 +139,12 @@ class TrainingTask(FairseqTask):
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Stock's step; every rank weighs its objectives by the token counts of all ranks."""
         self._gathered = None  # the weights are about to change
-        topology = _topology(model)
+        topology, slicing = _topology(model), _slicing(model)
         if fully_sharded.is_sharded(model):
-            fully_sharded.attach(optimizer, topology)
+            fully_sharded.attach(optimizer, topology, slicing)
             self.trained_parameters = parameter_names(model)
         else:
-            attach(optimizer, topology, _slicing(model))
+            attach(optimizer, topology, slicing)
         ignore_grad = ignore_grad or not any(target_counts(sample).values())
         balancer = getattr(model, "balancer", None)
         if balancer is not None:

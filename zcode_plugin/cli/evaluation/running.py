@@ -15,7 +15,7 @@ from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.statistics import ExpertStatistics
 from zcode_plugin.data.objectives import KNOWN
 from zcode_plugin.errors import UserError
-from zcode_plugin.moe.load import labelled, load_statistics
+from zcode_plugin.moe.load import POSITION_STARTS, labelled, load_statistics
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ def measure(gathered: Gathered, name: str, selection: Selection) -> ExpertStatis
         "data": str(selection.data),
         "subset": selection.subset,
         "capacity_factor": selection.capacity_factor,
+        "sentence_positions": POSITION_STARTS,
     }
     return ExpertStatistics(statistics.rows(), origin)
 

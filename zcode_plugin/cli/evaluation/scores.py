@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
@@ -15,11 +15,17 @@ from zcode_plugin.errors import UserError
 TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char", "lo": "char", "km": "char"}
 DEFAULT_TOKENIZER = "13a"
 GROUPS = ("X->en", "en->X", "other")
+# Scores by their name in JSON, in the order of the table's columns.
+METRICS = {"bleu": "BLEU", "chrf": "chrF++", "comet": "COMET", "copy_bleu": "copy BLEU"}
+DECIMALS = {"comet": 4}  # of most scores 2
 
 
 @dataclass(frozen=True)
 class Score:
-    """The scores of one direction, from 0 to 100, with what reproduces them."""
+    """The scores of one direction, with what reproduces them.
+
+    BLEU and chrF++ are from 0 to 100; COMET is what its model gives, of most about 0 to 1.
+    """
 
     bleu: float
     chrf: float
@@ -28,6 +34,7 @@ class Score:
     unknown_references: int
     bleu_signature: str
     chrf_signature: str
+    comet: float | None = None
 
 
 def tokenizer_for(lang: str, chosen: Mapping[str, str]) -> str:
@@ -99,31 +106,35 @@ def means(scores: Mapping[Direction, Score]) -> dict[str, dict[str, float]]:
 
     Groups without a direction are left out.
     """
-    groups = {group: [d for d in scores if d.group == group] for group in GROUPS}
-    groups["all"] = list(scores)
     return {
-        group: {
-            "directions": len(members),
-            "bleu": fmean(scores[direction].bleu for direction in members),
-            "chrf": fmean(scores[direction].chrf for direction in members),
+        group: {"directions": len(members)}
+        | {
+            name: fmean(getattr(scores[direction], name) for direction in members)
+            for name in METRICS
+            if all(getattr(scores[direction], name) is not None for direction in members)
         }
-        | _copy_mean([scores[direction] for direction in members])
-        for group, members in groups.items()
-        if members
+        for group, members in by_group(scores).items()
     }
 
 
-def _copy_mean(scores: Sequence[Score]) -> dict[str, float]:
-    copies = [score.copy_bleu for score in scores if score.copy_bleu is not None]
-    return {"copy_bleu": fmean(copies)} if copies else {}
+def by_group(directions: Iterable[Direction]) -> dict[str, list[Direction]]:
+    """Directions by group, and as `all` all of them; groups without a direction are left out."""
+    every = list(directions)
+    groups = {group: [d for d in every if d.group == group] for group in GROUPS}
+    return {group: members for group, members in groups.items() if members} | {"all": every}
+
+
+def in_order(directions: Iterable[Direction]) -> list[Direction]:
+    """As tables show them: by group, then by name."""
+    return sorted(directions, key=lambda d: (GROUPS.index(d.group), str(d)))
 
 
 def score_table(scores: Mapping[Direction, Score]) -> str:
     """The table of all directions, by group, and the means below."""
     average = means(scores)
-    with_copy = "copy_bleu" in average["all"]
-    rows = [["direction", "sentences", "BLEU", "chrF++", *(["copy BLEU"] if with_copy else [])]]
-    for direction in sorted(scores, key=lambda d: (GROUPS.index(d.group), str(d))):
+    shown = [title for name, title in METRICS.items() if name in average["all"]]
+    rows = [["direction", "sentences", *shown]]
+    for direction in in_order(scores):
         entry = scores[direction]
         rows.append([str(direction), f"{entry.sentences:,}", *_cells(asdict(entry))])
     for group, entries in average.items():
@@ -132,8 +143,10 @@ def score_table(scores: Mapping[Direction, Score]) -> str:
 
 
 def _cells(entries: Mapping[str, Any]) -> list[str]:
-    values = (entries.get(name) for name in ("bleu", "chrf", "copy_bleu"))
-    return [f"{value:.2f}" for value in values if value is not None]
+    values = {name: entries.get(name) for name in METRICS}
+    return [
+        f"{value:.{DECIMALS.get(name, 2)}f}" for name, value in values.items() if value is not None
+    ]
 
 
 def signature_lines(scores: Mapping[Direction, Score]) -> list[str]:

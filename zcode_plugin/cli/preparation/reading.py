@@ -59,17 +59,31 @@ def read_lines(path: Path) -> Iterator[str]:
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                try:
-                    yield line.decode("utf-8").rstrip("\r\n")
-                except UnicodeDecodeError as error:
-                    raise UserError(
-                        f"{path}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
-                        f"{error.start + 1}); convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW"
-                    ) from None
+                yield decode_line(line, str(path), number)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
+
+
+def decode_line(line: bytes, name: str, number: int) -> str:
+    """A line as text, without its end, and the first one without a byte order mark.
+
+    Args:
+        line: as it was read.
+        name: of the file, for errors.
+        number: of the line, from 1.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    if number == 1:
+        line = line.removeprefix(codecs.BOM_UTF8)
+    try:
+        return line.decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}:{number}: not UTF-8 (byte 0x{line[error.start]:02x} at position "
+            f"{error.start + 1}); convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW"
+        ) from None
 
 
 def normalise_space(text: str) -> str:

@@ -1,0 +1,266 @@
+"""Systems that translated the same text: scores side by side, with sacreBLEU's paired tests."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from zcode_plugin.cli.console import format_table
+from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.cli.evaluation.scores import DECIMALS, METRICS, by_group, in_order
+from zcode_plugin.errors import UserError
+
+TESTS = {"bs": "paired bootstrap resampling", "ar": "paired approximate randomisation"}
+TESTED = ("bleu", "chrf")
+ALL = "all sentences"
+SIGNIFICANT = 0.05
+# sacreBLEU holds the statistics of all resamples at once; of chrF++ 24 numbers of 4 bytes for each
+# sentence, of both systems.
+RESAMPLE_BYTES = 24 * 4 * 2
+MOST_BYTES = 8 << 30
+
+
+@dataclass(frozen=True)
+class System:
+    """What `zcode evaluate --out` wrote.
+
+    Attributes:
+        name: how tables call it.
+        texts: by direction.
+        tokenizers: of BLEU, by direction.
+        comet: scores by direction, and the model that gave them; empty without any.
+    """
+
+    name: str
+    texts: dict[Direction, Translations]
+    tokenizers: dict[Direction, str]
+    comet: dict[Direction, float]
+    comet_model: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A system's score; `p` is of the null hypothesis that it is no other than the baseline's.
+
+    `mean` and `ci` (half the width of the 95 % interval) are of the bootstrap's resamples.
+    """
+
+    score: float
+    p: float | None = None
+    mean: float | None = None
+    ci: float | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Outcomes by metric and by direction, or `ALL`, one for each system, the baseline first."""
+
+    systems: list[str]
+    sentences: dict[str, int]
+    outcomes: dict[str, dict[str, list[Outcome]]]
+    signatures: dict[str, dict[str, str]]
+    notes: list[str]
+
+
+def read_system(path: Path, name: str) -> System:
+    """Read a results file.
+
+    Raises:
+        UserError: it is none, or an older one without texts.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        entries = {Direction(*key.split("-")): entry for key, entry in record["directions"].items()}
+        tokenizers = {
+            direction: str(re.findall(r"\btok:([^|]+)", entry["bleu_signature"])[0])
+            for direction, entry in entries.items()
+        }
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is no results file of zcode evaluate --out") from error
+    if any("hypotheses" not in entry for entry in entries.values()):
+        raise UserError(
+            f"{path} is of an older zcode evaluate, without translations: evaluate again"
+        )
+    fields = ("sources", "hypotheses", "references")
+    comet = {d: entry["comet"] for d, entry in entries.items() if entry.get("comet") is not None}
+    return System(
+        name,
+        {d: Translations(*(entry[field] for field in fields)) for d, entry in entries.items()},
+        tokenizers,
+        comet,
+        record.get("comet_model"),
+    )
+
+
+def common_directions(systems: Sequence[System], paths: Sequence[Path]) -> list[Direction]:
+    """Directions that all have, in the order of tables.
+
+    Raises:
+        UserError: there are none, or two systems have other references or tokenizers.
+    """
+    first = systems[0]
+    common = [d for d in first.texts if all(d in system.texts for system in systems)]
+    if not common:
+        raise UserError(f"{' and '.join(map(str, paths))} have no direction in common")
+    for system, path in zip(systems, paths, strict=True):
+        for direction in common:
+            if system.texts[direction].references != first.texts[direction].references:
+                raise UserError(
+                    f"{path} has other references of {direction} than {paths[0]}: evaluate both on "
+                    "the same data and split"
+                )
+            if system.tokenizers[direction] != first.tokenizers[direction]:
+                raise UserError(
+                    f"{path} was scored with the tokenizer {system.tokenizers[direction]} in "
+                    f"{direction}, {paths[0]} with {first.tokenizers[direction]}: give both the "
+                    "same --sacrebleu-tokenizer"
+                )
+    return in_order(common)
+
+
+def compare(
+    systems: Sequence[System], directions: Sequence[Direction], test: str, samples: int
+) -> Comparison:
+    """Test each system against the first, in each direction and in all together.
+
+    Args:
+        systems: two or more.
+        directions: see `common_directions`.
+        test: `bs` or `ar`.
+        samples: resamples or trials.
+    """
+    made = Comparison([system.name for system in systems], {}, {m: {} for m in TESTED}, {}, [])
+    for direction in directions:
+        texts = [system.texts[direction] for system in systems]
+        _add(made, str(direction), texts, systems[0].tokenizers[direction], test, samples)
+    _add_all(made, systems, directions, test, samples)
+    models = {system.comet_model for system in systems}
+    if len(models) == 1 and all(d in system.comet for system in systems for d in directions):
+        made.outcomes["comet"] = {
+            str(d): [Outcome(system.comet[d]) for system in systems] for d in directions
+        }
+    return made
+
+
+def _add_all(
+    made: Comparison,
+    systems: Sequence[System],
+    directions: Sequence[Direction],
+    test: str,
+    samples: int,
+) -> None:
+    """The text of all directions as one."""
+    tokenizers = {systems[0].tokenizers[direction] for direction in directions}
+    if len(tokenizers) > 1:
+        made.notes.append(f"{ALL}: no BLEU, whose tokenizer differs between directions")
+    joined = [
+        Translations(
+            *(
+                [line for d in directions for line in getattr(system.texts[d], field)]
+                for field in ("sources", "hypotheses", "references")
+            )
+        )
+        for system in systems
+    ]
+    needed = samples * len(joined[0].references) * RESAMPLE_BYTES
+    if test == "bs" and needed > MOST_BYTES:
+        made.notes.append(
+            f"{ALL}: not tested, resampling takes {needed / 1e9:,.0f} GB: give fewer --samples, or "
+            "--test ar"
+        )
+        return
+    tokenizer = tokenizers.pop() if len(tokenizers) == 1 else None
+    _add(made, ALL, joined, tokenizer, test, samples)
+
+
+def _add(
+    made: Comparison,
+    name: str,
+    texts: Sequence[Translations],
+    tokenizer: str | None,
+    test: str,
+    samples: int,
+) -> None:
+    """Run sacreBLEU's own test; without a tokenizer there is no BLEU."""
+    from sacrebleu.metrics.base import Metric
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
+    from sacrebleu.significance import PairedTest
+
+    metrics: dict[str, Metric] = {"chrf": CHRF(word_order=2)}
+    if tokenizer is not None:
+        metrics["bleu"] = BLEU(tokenize=tokenizer, force=True)
+    named: list[Any] = [(str(number), one.hypotheses) for number, one in enumerate(texts)]
+    made.sentences[name] = len(texts[0].references)
+    for metric, scorer in metrics.items():
+        paired = PairedTest(named, {metric: scorer}, [texts[0].references], test, samples)
+        signatures, results = paired()
+        [[sacrebleu_name, signature]] = signatures.items()
+        made.outcomes[metric][name] = [_outcome(result) for result in results[sacrebleu_name]]
+        made.signatures.setdefault(metric, {})[name] = str(signature)
+
+
+def _outcome(result: Any) -> Outcome:
+    """Of sacreBLEU's result, with numbers that JSON knows."""
+    found = (result.score, result.p_value, result.mean, result.ci)
+    score, p, mean, ci = (None if number is None else float(number) for number in found)
+    assert score is not None
+    return Outcome(score, p, mean, ci)
+
+
+def comparison_table(made: Comparison, directions: Sequence[Direction], metric: str) -> str:
+    """Directions, means over them, and all sentences together; p beside each but the baseline."""
+    outcomes = made.outcomes[metric]
+    tested = metric in TESTED
+    baseline, *others = made.systems
+    header = ["direction", "sentences", baseline]
+    for name in others:
+        header += [name, "p"] if tested else [name]
+    rows = [header]
+    for name in [*map(str, directions), *([ALL] if ALL in outcomes else [])]:
+        rows.append([name, f"{made.sentences[name]:,}", *_cells(metric, outcomes[name], tested)])
+    for group, means in mean_scores(made, directions, metric).items():
+        number = len(by_group(directions)[group])
+        unknown = [Outcome(mean) for mean in means]
+        rows.append([f"mean {group}", f"{number} dir.", *_cells(metric, unknown, tested)])
+    return f"{METRICS[metric]}\n{format_table(rows)}"
+
+
+def mean_scores(
+    made: Comparison, directions: Sequence[Direction], metric: str
+) -> dict[str, list[float]]:
+    """Unweighted means over the directions of each group, a mean for each system."""
+    outcomes = made.outcomes[metric]
+    return {
+        group: [
+            fmean(outcomes[str(direction)][number].score for direction in members)
+            for number in range(len(made.systems))
+        ]
+        for group, members in by_group(directions).items()
+    }
+
+
+def _cells(metric: str, outcomes: Sequence[Outcome], tested: bool) -> list[str]:
+    cells = []
+    for number, outcome in enumerate(outcomes):
+        cells.append(f"{outcome.score:.{DECIMALS.get(metric, 2)}f}")
+        if tested and number:
+            star = "*" if outcome.p is not None and outcome.p < SIGNIFICANT else " "
+            cells.append("" if outcome.p is None else f"{outcome.p:.4f}{star}")
+    return cells
+
+
+def signature_lines(signatures: Mapping[str, Mapping[str, str]]) -> list[str]:
+    """Each signature once, with its metric."""
+    return [
+        f"{METRICS[metric]}: {signature}"
+        for metric, of_metric in signatures.items()
+        for signature in dict.fromkeys(of_metric.values())
+    ]
