@@ -85,7 +85,7 @@ class Study:
         line = [*COMMON, "--max-update", str(run.updates), *run.options]
         note = folder / "options.json"
         if note.exists() and json.loads(note.read_text()) != line:
-            raise SystemExit(f"{folder} holds a run with other options: delete it, or choose --runs")
+            raise SystemExit(f"{folder} holds a run with other options: delete it")
         note.write_text(json.dumps(line))
         if (folder / "finished").exists():
             return
@@ -94,17 +94,19 @@ class Study:
         call(command, folder / "train.log")
         (folder / "finished").touch()
 
-    def evaluate(self, run: Run, *options: str) -> dict[str, Any]:
-        """What `zcode evaluate` says of a run; translations are kept in its folder."""
-        folder = self.folder / run.name
-        result = folder / "results.json"
-        if not result.exists():
-            print(f"translating with {run.name}", flush=True)
-            command = [str(SCRIPTS / "zcode"), "evaluate", str(self.data)]
-            command += ["--path", str(self.checkpoint(run)), "--out", str(result)]
-            command += ["--translations", str(folder / "translations"), *options, "--", "--cpu"]
-            call(command, folder / "evaluate.log")
-        return json.loads(result.read_text())
+    def results(self, run: Run) -> Path:
+        """What `zcode evaluate` wrote of a run."""
+        return self.folder / run.name / "results.json"
+
+    def evaluate(self, runs: Sequence[Run], *options: str) -> list[dict[str, Any]]:
+        """Results of `zcode evaluate` for each run; those that are there are read."""
+        for run in runs:
+            if not self.results(run).exists():
+                print(f"translating with {run.name}", flush=True)
+                command = [str(SCRIPTS / "zcode"), "evaluate", str(self.data), *options]
+                command += ["--path", str(self.checkpoint(run)), "--out", str(self.results(run))]
+                call([*command, "--", "--cpu"], self.folder / run.name / "evaluate.log")
+        return [json.loads(self.results(run).read_text()) for run in runs]
 
     def curve(self, run: Run) -> list[Point]:
         """The validations of a run, in the order of updates."""
