@@ -158,8 +158,9 @@ from fairseq_cli.train import cli_main
 cli_main()
 """
 # What "..." stands for, with a folder of checkpoints for each command.
-MORE = " ".join(
-    [*COMMON, "--criterion multitask_summed_loss --optimizer adam --lr 0.0005 --save-dir save-{}"]
+MORE = (
+    f"{' '.join(COMMON)} --arch moe_transformer --criterion multitask_summed_loss "
+    "--optimizer adam --lr 0.0005 --save-dir save-{}"
 )
 PAIRS = ("en-de", "en-sw", "document-summary")
 
