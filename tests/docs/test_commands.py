@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from blocks import ELLIPSIS, PAGES, ROOT, Block, blocks_of, shell_blocks
-from parsing import COMMON, check
+from parsing import COMMON, check, flags_of_stock
 from toy import PLUGIN, SCRIPTS
 
 
@@ -130,6 +130,24 @@ def test_inline_commands_exist(page: str) -> None:
             check([*words, ELLIPSIS])
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_flags_exist(page: str) -> None:
+    """Each flag that a page names is one of stock's, the plugin's, a verb's or a script's."""
+    text = (ROOT / page).read_text()
+    if page == "docs/migration.md":  # the first column has those of others
+        text = re.sub(r"^\|.*?\|", "", text, flags=re.MULTILINE)
+    scripts = "".join(path.read_text() for path in [*ROOT.glob("*/*.py"), *ROOT.glob("*/*/*.py")])
+    known = flags_of_stock() | set(re.findall(r'"(--[\w-]+)"', scripts)) | FLAGS_OF_OTHERS
+    verbs = (ROOT / "docs" / "reference.md").read_text()  # which another test holds current
+    known.update(re.findall(r"`(--[\w-]+)`", verbs))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]*\w(?![\w*-])", text))
+    assert not named - known
+
+
+# Of pip, launchers, hydra, and of stock's task `translation`.
+FLAGS_OF_OTHERS = {"--no-deps", "--nproc-per-node", "--help", "--cfg", "--num-batch-buckets"}
+
+
 def test_the_readme_s_python(capsys: pytest.CaptureFixture[str]) -> None:
     [block] = [block for block in blocks_of("README.md") if block.language == "python"]
     found: dict[str, object] = {}
@@ -158,8 +176,9 @@ from fairseq_cli.train import cli_main
 cli_main()
 """
 # What "..." stands for, with a folder of checkpoints for each command.
-MORE = " ".join(
-    [*COMMON, "--criterion multitask_summed_loss --optimizer adam --lr 0.0005 --save-dir save-{}"]
+MORE = (
+    f"{' '.join(COMMON)} --arch moe_transformer --criterion multitask_summed_loss "
+    "--optimizer adam --lr 0.0005 --save-dir save-{}"
 )
 PAIRS = ("en-de", "en-sw", "document-summary")
 
