@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--zero-sharding",
         choices=("os", "none"),
         help="whether ranks with different experts will share the optimizer's state between them, "
-        "as training with this flag (default: as before)",
+        "as in training (default: as before)",
     )
     add(
         "--out",
