@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         required=True,
         metavar="N",
-        help="ranks that will train on (their number, not that of machines)",
+        help="ranks that will train on",
     )
     add(
         "--expert-parallel-size",
