@@ -108,7 +108,8 @@ def test_hypotheses_are_those_of_fairseq_interactive(
     output = run(
         "fairseq-interactive", data, *TASK, *LANGTOK, "-s", "fr", "-t", "en",
         "--path", multilingual, "--input", raw / "test.fr-en.fr", "--bpe", "sentencepiece",
-        "--remove-bpe", "sentencepiece", "--sentencepiece-model", data / "sentencepiece.model", "--cpu", "--buffer-size", "6",
+        "--remove-bpe", "sentencepiece", "--sentencepiece-model", data / "sentencepiece.model",
+        "--cpu", "--buffer-size", "6",
         "--max-tokens", "200", "--beam", "4", "--nbest", "2", "--max-len-b", LENGTH,
     )  # fmt: skip
     found = translator.translate(
