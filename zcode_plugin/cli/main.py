@@ -73,7 +73,6 @@ example:
   zcode prepare --raw text/ --out data/
   fairseq-train data/ --user-dir zcode_plugin --task multitask_multilingual ...
   zcode merge checkpoints/checkpoint_last-rank-0.pt
-  zcode evaluate data/ --path checkpoints/checkpoint_last.pt
 """
 
 
