@@ -161,6 +161,7 @@ def test_a_flag_against_the_file_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_aggregated_and_the_gate_alone_fitted(
     trained: Path, reversal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

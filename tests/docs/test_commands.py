@@ -152,8 +152,17 @@ def test_flags_exist(page: str) -> None:
     assert not named - known
 
 
-# Of pip, launchers, hydra, and of stock's task `translation`.
-FLAGS_OF_OTHERS = {"--no-deps", "--nproc-per-node", "--help", "--cfg", "--num-batch-buckets"}
+# Of Chromium, pip, launchers, hydra, and of stock's task `translation`.
+FLAGS_OF_OTHERS = {
+    "--screenshot", "--no-deps", "--nproc-per-node", "--help", "--cfg", "--num-batch-buckets",
+}  # fmt: skip
+    "--screenshot",
+    "--no-deps",
+    "--nproc-per-node",
+    "--help",
+    "--cfg",
+    "--num-batch-buckets",
+}
 
 
 def test_the_readme_s_python(capsys: pytest.CaptureFixture[str]) -> None:
