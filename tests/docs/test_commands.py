@@ -156,13 +156,6 @@ def test_flags_exist(page: str) -> None:
 FLAGS_OF_OTHERS = {
     "--screenshot", "--no-deps", "--nproc-per-node", "--help", "--cfg", "--num-batch-buckets",
 }  # fmt: skip
-    "--screenshot",
-    "--no-deps",
-    "--nproc-per-node",
-    "--help",
-    "--cfg",
-    "--num-batch-buckets",
-}
 
 
 def test_the_readme_s_python(capsys: pytest.CaptureFixture[str]) -> None:
