@@ -37,7 +37,7 @@ else
     --lr 0.004 --lr-scheduler polynomial_decay --warmup-updates "$WARMUP" \
     --total-num-update "$UPDATES" --max-update "$UPDATES" --max-tokens 1024 \
     --cpu --distributed-backend gloo --ddp-backend legacy_ddp --num-workers 0 --data-buffer-size 0 \
-    --no-epoch-checkpoints --validate-interval 1000 --validate-interval-updates 100 \
+    --no-epoch-checkpoints --validate-interval 1000 --validate-interval-updates 200 \
     --log-format json --log-file "$RUN/train.log" --log-interval 20 \
     --save-dir "$RUN/checkpoints" ${EXTRA:-} \
     2>"$RUN/train.err" |

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import translating
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -83,3 +84,9 @@ def prepared(
 def data(prepared: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
     """The data made of the corpus; not to be written to."""
     return prepared[0]
+
+
+@pytest.fixture(scope="session")
+def multilingual(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of all directions of the corpus, without a SentencePiece model beside it."""
+    return translating.train(data, tmp_path_factory.mktemp("multilingual"))

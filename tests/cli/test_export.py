@@ -65,6 +65,7 @@ def untrained(data: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_translations_and_scores_are_those_of_fairseq_generate(
     zcode: Run, learnt: Path, reversal: Path, tmp_path: Path
 ) -> None:

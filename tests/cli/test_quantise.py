@@ -47,6 +47,7 @@ def quantised(zcode: Run, learnt: Path) -> dict[int, Path]:
     return paths
 
 
+@pytest.mark.slow
 def test_translations_stay_as_good(
     reversal: Path, learnt: Path, quantised: dict[int, Path]
 ) -> None:

@@ -67,6 +67,7 @@ def test_writes_all_ranks_and_overwrites_only_when_forced(
     assert io.load(out / "one.pt")["cfg"]["model"].base_layers == 0
 
 
+@pytest.mark.slow
 def test_the_optimizer_is_shared_when_asked_for_until_told_otherwise(
     zcode: Run, files: dict[int, Path], tmp_path: Path
 ) -> None:

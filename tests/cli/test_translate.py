@@ -1,4 +1,4 @@
-"""`zcode translate` and `Translator` against stock fairseq-generate of the same checkpoint."""
+"""`zcode translate` as users and programs call it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import MODEL, TASK, lines, run
+from translating import text
 
 from zcode_plugin.checkpoint import config, io
 from zcode_plugin.cli.main import main
-from zcode_plugin.cli.stock import StockCommand, StockJob
-from zcode_plugin.translation import Batching, Hypothesis, Search, Translator
+from zcode_plugin.translation import Search, Translator
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-DIRECTIONS = ("de-en", "en-de", "en-fr", "fr-en")
-LANGTOK = ("--encoder-langtok", "src", "--decoder-langtok", "--objective-token")
 LENGTH = 12
 ZCODE = (sys.executable, "-m", "zcode_plugin.cli.main", "translate")
 
@@ -40,184 +37,27 @@ def here(capfd: pytest.CaptureFixture[str]) -> Run:
 
 
 @pytest.fixture(scope="module")
-def learnt(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of all directions, beside nothing, that has learnt something of them."""
-    folder = tmp_path_factory.mktemp("learnt")
-    run(
-        "fairseq-train", data, *TASK, *MODEL, *LANGTOK, "--moe-top-k", "2", "--moe-freq", "1",
-        "--criterion", "multitask_summed_loss", "--optimizer", "adam", "--lr", "0.005",
-        "--max-tokens", "2000", "--max-update", "40", "--disable-validation", "--cpu",
-        "--num-workers", "0", "--data-buffer-size", "0", "--no-epoch-checkpoints",
-        "--save-dir", folder,
-    )  # fmt: skip
-    return folder / "checkpoint_last.pt"
-
-
-@pytest.fixture(scope="module")
-def alone(learnt: Path) -> Path:
+def alone(multilingual: Path) -> Path:
     """The same checkpoint on another machine: its folder of training is not there."""
-    state = io.load(learnt)
+    state = io.load(multilingual)
     config.put(config.section(state, "task"), "data", "gone")
-    path = learnt.with_name("alone.pt")
+    path = multilingual.with_name("alone.pt")
     torch.save(state, path)
     return path
 
 
 @pytest.fixture(scope="module")
-def quantised(learnt: Path) -> Path:
-    path = learnt.with_name("quantised.pt")
-    assert main(["quantise", str(learnt), "--bits", "8", "--out", str(path)]) == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def pruned(learnt: Path, data: Path) -> Path:
-    path, stats = learnt.with_name("pruned.pt"), learnt.with_name("stats.json")
-    assert main(["stats", str(learnt), str(data), "--out", str(stats)]) == 0
-    arguments = ["--keep", "2", "--by", "utilisation", "--stats", str(stats), "--out", str(path)]
-    assert main(["prune", str(learnt), *arguments]) == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def translator(learnt: Path, data: Path) -> Translator:
-    return Translator.load(learnt, data=data)
-
-
-def of_stock(
-    data: Path, folder: Path, calls: list[tuple[Path, str, int]]
-) -> list[list[Hypothesis]]:
-    """Hypotheses of fairseq-generate for the test split, a list for each checkpoint, direction and
-    beam size."""
-    jobs = []
-    for number, (checkpoint, direction, beam) in enumerate(calls):
-        source, target = direction.split("-")
-        arguments = (
-            str(data), *TASK, *LANGTOK, "-s", source, "-t", target, "--path", str(checkpoint),
-            "--beam", str(beam), "--max-len-b", str(LENGTH), "--remove-bpe", "sentencepiece",
-            "--cpu", "--max-tokens", "4096",
-        )  # fmt: skip
-        jobs.append(StockJob(f"{number}", arguments, folder / f"{number}.txt"))
-    with StockCommand("fairseq_cli.generate", workers=2, threads=1) as command:
-        results = command.run(jobs)
-    assert [result.exit_code for result in results] == [0] * len(jobs), results[0].log[-3000:]
-    found = [
-        [line.split("\t") for line in lines(result.job.output.read_text(encoding="utf-8"), "H")]
-        for result in results
-    ]
-    return [[Hypothesis(text, float(score)) for _, score, text in of_a_call] for of_a_call in found]
-
-
-def text(raw: Path, direction: str, split: str = "test") -> list[str]:
-    """The source side of a split, as users have it."""
-    source = direction.split("-")[0]
-    pair = "en-de" if "de" in direction else "fr-en"
-    return (raw / f"{split}.{pair}.{source}").read_text(encoding="utf-8").splitlines()
-
-
-def check_equal(
-    data: Path, raw: Path, folder: Path, calls: list[tuple[Path, str, int]]
-) -> set[str]:
-    """What stock and `Translator` make of binarised data and raw text is the same; all texts."""
-    loaded = {path: Translator.load(path, data=data) for path in {call[0] for call in calls}}
-    seen = set()
-    for (path, direction, beam), wanted in zip(calls, of_stock(data, folder, calls), strict=True):
-        source, target = direction.split("-")
-        found = loaded[path].translate(
-            text(raw, direction),
-            source=source,
-            target=target,
-            search=Search(beam, max_len_b=LENGTH),
-        )
-        best = [translation.hypotheses[0] for translation in found]
-        assert len(best) == 6
-        assert [one.text for one in best] == [one.text for one in wanted], (path, direction, beam)
-        assert [one.score for one in best] == pytest.approx([one.score for one in wanted], abs=1e-4)
-        seen.update(one.text for one in best)
-    return seen
-
-
-def test_hypotheses_and_scores_are_those_of_fairseq_generate(
-    learnt: Path, quantised: Path, pruned: Path, data: Path, raw: Path, tmp_path: Path
-) -> None:
-    calls = [(learnt, "fr-en", 1), (learnt, "de-en", 5)]
-    calls += [(quantised, "de-en", 5), (pruned, "en-de", 5)]
-    check_equal(data, raw, tmp_path, calls)
-
-
-@pytest.mark.slow
-def test_they_are_in_all_directions(learnt: Path, data: Path, raw: Path, tmp_path: Path) -> None:
-    calls = [(learnt, direction, beam) for direction in DIRECTIONS for beam in (1, 5)]
-    seen = check_equal(data, raw, tmp_path, calls)
-    assert len(seen) > 10  # it does not say the same whatever it is asked
-
-
-@pytest.mark.slow
-def test_hypotheses_are_those_of_fairseq_interactive(
-    translator: Translator, learnt: Path, data: Path, raw: Path
-) -> None:
-    output = run(
-        "fairseq-interactive", data, *TASK, *LANGTOK, "-s", "fr", "-t", "en", "--path", learnt,
-        "--input", raw / "test.fr-en.fr", "--bpe", "sentencepiece", "--remove-bpe", "sentencepiece",
-        "--sentencepiece-model", data / "sentencepiece.model", "--cpu", "--buffer-size", "6",
-        "--max-tokens", "200", "--beam", "4", "--nbest", "2", "--max-len-b", LENGTH,
-    )  # fmt: skip
-    found = translator.translate(
-        text(raw, "fr-en"), source="fr", target="en", search=Search(4, 2, max_len_b=LENGTH)
-    )
-    wanted = [line.split("\t")[2] for line in lines(output, "H")]
-    assert [h.text for one in found for h in one.hypotheses] == wanted
-
-
-def test_a_translation_does_not_depend_on_what_is_beside_it(
-    translator: Translator, raw: Path
-) -> None:
-    many = text(raw, "de-en", "train")[:64]
-    search = Search(beam=3, nbest=2, max_len_b=LENGTH)
-    together, alone = (
-        translator.translate(
-            many, source="de", target="en", search=search, batching=Batching(batch_size=size)
-        )
-        for size in (64, 1)
-    )
-    for one, other in zip(together, alone, strict=True):
-        assert [h.text for h in one.hypotheses] == [h.text for h in other.hypotheses]
-        assert [h.score for h in one.hypotheses] == pytest.approx(
-            [h.score for h in other.hypotheses], abs=1e-5
-        )
-
-
-def test_python_takes_a_line_or_several(translator: Translator, raw: Path) -> None:
-    several = text(raw, "fr-en")
-    together = translator([*several[:3], "", " \t", *several[3:]], source="fr", target="en")
-    assert together[3:5] == ["", ""]
-    del together[3:5]
-    assert [translator(line, source="fr", target="en") for line in several] == together
-    assert translator.languages == ["de", "en", "fr"]
-    assert translator([], source="fr", target="en") == []
-    with pytest.warns(UserWarning, match="longer than the model can read"):
-        translator("das " * 2000, source="de", target="en")
-
-
-def test_importing_it_imports_no_slow_package() -> None:
-    code = (
-        "import sys, zcode_plugin.translation\n"
-        "print([name for name in ('torch', 'fairseq', 'sentencepiece') if name in sys.modules])"
-    )
-    assert run_python(code).stdout == "[]\n"
-
-
-def run_python(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
+def translator(multilingual: Path, data: Path) -> Translator:
+    return Translator.load(multilingual, data=data)
 
 
 def test_a_file_keeps_its_order_and_its_empty_lines(
-    here: Run, translator: Translator, learnt: Path, data: Path, raw: Path, tmp_path: Path
+    here: Run, translator: Translator, multilingual: Path, data: Path, raw: Path, tmp_path: Path
 ) -> None:
     several = text(raw, "en-fr")
     source, out = tmp_path / "en.txt", tmp_path / "fr.txt"
     source.write_bytes("\r\n".join(["\ufeff" + several[0], "", *several[1:]]).encode())
-    command = ("--checkpoint", learnt, "--data", data, "-s", "en", "-t", "fr", source)
+    command = ("--checkpoint", multilingual, "--data", data, "-s", "en", "-t", "fr", source)
     ended = here(*command, "--buffer-size", "3")
     assert (ended.returncode, ended.stderr) == (0, "")
     wanted = translator([several[0], "", *several[1:]], source="en", target="fr")
@@ -237,43 +77,34 @@ def test_a_file_keeps_its_order_and_its_empty_lines(
 
 
 def test_length_limits_are_those_asked_for(
-    here: Run, learnt: Path, data: Path, raw: Path, tmp_path: Path
+    here: Run, multilingual: Path, data: Path, raw: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "en.txt"
     source.write_text("the\n")
-    command = ("--checkpoint", learnt, "--data", data, "-s", "en", "-t", "de", source, "--cpu")
+    command = (
+        "--checkpoint",
+        multilingual,
+        "--data",
+        data,
+        "-s",
+        "en",
+        "-t",
+        "de",
+        source,
+        "--cpu",
+    )
     one = here(*command, "--max-len-b", "1").stdout
     more = here(*command, "--max-len-b", "9").stdout
     assert here(*command, "--max-len-a", "3", "--max-len-b", "3").stdout == more
     assert len(one) < len(more)
 
 
-@pytest.mark.parametrize("flag", ["--bf16", "--fp16"])
-def test_precisions_differ_little(
-    learnt: Path, data: Path, translator: Translator, raw: Path, flag: str
-) -> None:
-    rounded = Translator.load(
-        learnt, data=data, precision={"--bf16": "bfloat16", "--fp16": "float16"}[flag]
-    )
-    several = text(raw, "de-en", "train")[:10]
-    search = Search(beam=1, max_len_b=LENGTH)
-    found, wanted = (
-        [
-            translation.hypotheses[0].score
-            for translation in one.translate(several, source="de", target="en", search=search)
-        ]
-        for one in (rounded, translator)
-    )
-    assert found == pytest.approx(wanted, rel=0.1)
-    assert found != wanted
-
-
 def test_long_lines_are_cut_with_one_warning(
-    here: Run, translator: Translator, learnt: Path, data: Path, tmp_path: Path
+    here: Run, translator: Translator, multilingual: Path, data: Path, tmp_path: Path
 ) -> None:
     source = tmp_path / "de.txt"
     source.write_text("das Haus\n" + "das " * 60 + "\n" + "Haus " * 70 + "\n", encoding="utf-8")
-    command = ("--checkpoint", learnt, "--data", data, "-s", "de", "-t", "en", source)
+    command = ("--checkpoint", multilingual, "--data", data, "-s", "de", "-t", "en", source)
     ended = here(*command, "--max-tokens", "43", "--max-len-b", str(LENGTH))
     assert ended.returncode == 0
     assert len(ended.stdout.splitlines()) == 3
@@ -286,10 +117,10 @@ def test_long_lines_are_cut_with_one_warning(
 
 
 def test_a_program_gets_its_answer_line_by_line_and_nothing_is_said_at_the_end(
-    learnt: Path, data: Path, translator: Translator, raw: Path
+    multilingual: Path, data: Path, translator: Translator, raw: Path
 ) -> None:
     several = text(raw, "de-en")[:3]
-    arguments = ("--checkpoint", learnt, "--data", data, "-s", "de", "-t", "en")
+    arguments = ("--checkpoint", multilingual, "--data", data, "-s", "de", "-t", "en")
     with subprocess.Popen(
         [*ZCODE, *arguments],
         stdin=subprocess.PIPE,
@@ -315,11 +146,11 @@ def test_a_program_gets_its_answer_line_by_line_and_nothing_is_said_at_the_end(
 
 
 def test_progress_is_shown_on_a_terminal_and_an_interruption_leaves_nothing(
-    learnt: Path, data: Path, raw: Path, tmp_path: Path
+    multilingual: Path, data: Path, raw: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out" / "en.txt"
     out.parent.mkdir()
-    arguments = ("--checkpoint", learnt, "--data", data, "-s", "de", "-t", "en", "--out", out)
+    arguments = ("--checkpoint", multilingual, "--data", data, "-s", "de", "-t", "en", "--out", out)
     ours, theirs = pty.openpty()
     with subprocess.Popen(
         [*ZCODE, *arguments],

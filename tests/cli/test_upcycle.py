@@ -113,6 +113,7 @@ def test_it_says_what_it_did(
     assert main([*again, "--force"]) == 0
 
 
+@pytest.mark.slow
 def test_translations_are_those_of_the_dense_model(
     upcycle: Upcycle, dense: Dense, stock: Dense, reversal: Path, tmp_path: Path
 ) -> None:

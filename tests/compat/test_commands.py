@@ -78,6 +78,7 @@ def test_hydra_train(stock: Run, data: Path, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_numpy_names_in_language_modelling(stock: Run, data: Path, tmp_path: Path) -> None:
     sizes = [f"--decoder-{part}-dim=8" for part in ("embed", "input", "output", "ffn-embed")]
     options = (
@@ -102,6 +103,7 @@ def test_numpy_names_in_length_buckets(train: Run, checkpoint: Path, tmp_path: P
     assert re.search(r"'interpolation'|has no attribute 'compat'", disabled.stderr)
 
 
+@pytest.mark.slow
 def test_numpy_names_in_span_masks_and_the_crf(stock: Run) -> None:
     script = """
 import numpy, torch
@@ -134,6 +136,7 @@ print(hasattr(numpy, "int"), hasattr(numpy, "compat"))
     assert enabled.stdout == "10\n4.8283\nFalse False\n", enabled.stderr
 
 
+@pytest.mark.slow
 def test_bf16_without_tpu(train: Run, tmp_path: Path) -> None:
     disabled = train(tmp_path, "--bf16", ZCODE_COMPAT_DISABLE="bf16-without-tpu")
     assert disabled.returncode == 1
@@ -144,6 +147,7 @@ def test_bf16_without_tpu(train: Run, tmp_path: Path) -> None:
     assert second < first
 
 
+@pytest.mark.slow
 def test_fp16_on_cpu(train: Run, tmp_path: Path) -> None:
     options = ("--fp16", "--no-save", "--disable-validation")
     disabled = train(tmp_path, *options, ZCODE_COMPAT_DISABLE="fp16-on-cpu")
@@ -198,6 +202,7 @@ def test_fully_sharded_in_one_process(train: Run, tmp_path: Path, disabled: str)
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "call", ["tensor.record_stream(None)", "tensor.pin_memory()", "sharded(torch.zeros(2, 2))"]
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from blocks import ELLIPSIS, ROOT
 from toy import PLUGIN
@@ -18,7 +19,7 @@ TRAINING = (
     "--optimizer", "adam", "--lr-scheduler", "inverse_sqrt",
 )  # fmt: skip
 # Programs of others, whose arguments are theirs.
-FOREIGN = {"git", "cd", "pip", "sbatch", "chromium"}
+FOREIGN = {"git", "cd", "echo", "pip", "sbatch", "chromium"}
 
 
 def _stock(program: str, arguments: Sequence[str]) -> None:
@@ -40,6 +41,23 @@ def _stock(program: str, arguments: Sequence[str]) -> None:
     words = [str(PLUGIN) if word == "zcode_plugin" else word for word in line if word != ELLIPSIS]
     _, unknown = options.parse_args_and_arch(make(), words, parse_known=True)
     assert not unknown, f"{program} does not know {unknown}"
+
+
+@cache
+def flags_of_stock() -> set[str]:
+    """Of training and generation, with the plugin's."""
+    from fairseq import options
+
+    zcode_plugin.register()
+    known: set[str] = set()
+    for make, more in (
+        (options.get_training_parser, TRAINING),
+        (options.get_interactive_generation_parser, (*COMMON, "--path", "model.pt")),
+    ):
+        parser = make()
+        options.parse_args_and_arch(parser, ["data", *more])
+        known.update(parser._option_string_actions)
+    return known
 
 
 def _zcode(_: str, arguments: Sequence[str]) -> None:

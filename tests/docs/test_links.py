@@ -41,7 +41,7 @@ def test_paths(page: str) -> None:
         assert found or name.split("/")[0] in MADE_BY_USERS, f"{page} names {name}"
 
 
-MADE_BY_USERS = {"runs", "text", "data", "checkpoints", "cache", "raw"}
+MADE_BY_USERS = {"runs", "text", "data", "checkpoints", "cache", "raw", "report_figures"}
 
 
 def test_every_page_is_in_the_index() -> None:

@@ -135,6 +135,20 @@ def test_drops_by_position_in_the_sentence() -> None:
     assert second["dropped_by_sentence_position"] == [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]
 
 
+def test_random_token_selection_in_evaluation_on_request() -> None:
+    """Half of 16 tokens stay: the first ones, or others for each seed."""
+
+    def kept(seed: int, **options: object) -> list[int]:
+        gate = TopKGate(1, 1, GateOptions(eval_capacity_factor=0.5, min_capacity=0, **options))  # type: ignore[arg-type]
+        torch.manual_seed(seed)
+        return gate.eval()(torch.ones(16, 1)).routing.token_A.sort().values.tolist()
+
+    assert kept(1) == kept(2) == list(range(8))
+    assert kept(1, eval_rts=True) == kept(1, eval_rts=True)
+    assert len({*map(str, (kept(1), kept(1, eval_rts=True), kept(2, eval_rts=True)))}) == 3
+    assert kept(1, eval_rts=True, token_priority="position") == list(range(8))
+
+
 def test_pairs_that_do_not_fit_the_batch_are_refused() -> None:
     layer, x = build()
     context = CallContext(token_ids=torch.zeros(3, 2, dtype=torch.int64))

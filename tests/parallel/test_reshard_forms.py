@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from parallel.test_tensor import ADAM, COMPARABLE, RUN
 from ranks import train, watch, watched
+from sliced_runs import ADAM, COMPARABLE, RUN
 from torch import Tensor
 
 from zcode_plugin.checkpoint import io

@@ -64,7 +64,7 @@ VERBS = (
     Verb("translate", "text in, text out, with a checkpoint"),
     Verb("evaluate", "translate every direction and print a table of BLEU and chrF++"),
     Verb("compare", "results of several systems side by side, with significance"),
-    Verb("report", "what runs did on one page: curves, scores, experts; and a model card"),
+    Verb("report", "what runs did, on one page: curves, scores, experts; a model card"),
     Verb("doctor", "what is installed, what is wrong and the command that mends it"),
 )
 

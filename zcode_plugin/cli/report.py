@@ -22,12 +22,13 @@ EPILOG = """PNG files of all figures go into a folder beside the page. A page th
 wrote is replaced.
 
 example:
+  zcode report run --model-card run/model_card.md
+  zcode report run other_run --out comparison.html
+
+what it reads, for example:
   fairseq-train ... --log-format json --log-file run/train.log
   zcode evaluate data --path run/model.pt --out run/scores.json
   zcode stats run/model.pt data --capacity-factor 1.25 --out run/stats.json
-  zcode report run
-  zcode report run other_run --out comparison.html
-  zcode report run --model-card run/model_card.md
 """
 
 

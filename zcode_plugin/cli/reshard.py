@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         required=True,
         metavar="N",
-        help="ranks that will train on (their number, not that of machines)",
+        help="ranks that will train on",
     )
     add(
         "--expert-parallel-size",
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--zero-sharding",
         choices=("os", "none"),
         help="whether ranks with different experts will share the optimizer's state between them, "
-        "as training with this flag (default: as before)",
+        "as in training (default: as before)",
     )
     add(
         "--out",

@@ -27,11 +27,7 @@ from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, add_head_arguments, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
-from zcode_plugin.models.moe_checks import (
-    check,
-    check_fully_sharded,
-    check_parallel,
-)
+from zcode_plugin.models.moe_checks import check, check_fully_sharded, check_parallel
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.models.sliced import slice_layer, slice_vocabulary
 from zcode_plugin.models.sliced_checks import check_sliced
@@ -48,9 +44,7 @@ from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 def _finish(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
     """Slice a layer; then what stock does: activation checkpointing and FSDP, when asked for.
 
-    Args:
-        layer: as one process builds it.
-        cfg: with this rank's `slicing` and `topology`, as long as the model is being built.
+    While the model is being built, `cfg` has this rank's `slicing` and `topology`.
     """
     if cfg.slicing.size > 1:
         slice_layer(layer, cfg.slicing)

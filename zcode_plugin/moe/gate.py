@@ -34,6 +34,7 @@ class GateOptions:
         min_capacity: least capacity of an expert when there is one.
         token_priority: which tokens stay when an expert is full, in training. Evaluation is
             deterministic: `rts` becomes `position` there.
+        eval_rts: leave `rts` as it is in evaluation, to measure what training drops.
         second_expert_policy: how the experts after the first are chosen: the next best scores, or,
             in training, drawn without replacement from the gate's distribution over the others.
         selection_bias: choose by score + bias (arXiv 2408.15664); the weights stay unbiased.
@@ -52,6 +53,7 @@ class GateOptions:
     eval_capacity_factor: float = 0.0
     min_capacity: int = 4
     token_priority: TokenPriority = "rts"
+    eval_rts: bool = False
     second_expert_policy: SecondExpertPolicy = "score"
     selection_bias: bool = False
     jitter_eps: float = 0.0
@@ -115,7 +117,7 @@ class Gate(nn.Module):
         factor = options.capacity_factor if self.training else options.eval_capacity_factor
         limits = self.num_experts, options.k, factor, options.min_capacity
         priority = options.token_priority
-        if not self.training and priority == "rts":
+        if priority == "rts" and not (self.training or options.eval_rts):
             priority = "position"
         return route(
             expert_TK.t(),

@@ -42,16 +42,21 @@ def set_timeout(seconds: float, groups: Iterable[dist.ProcessGroup | None]) -> N
     fairseq makes its groups without naming a timeout, before any plugin has a say.
 
     Args:
-        seconds: the bound.
+        seconds: the bound, above 0.
         groups: None is the default group.
+    """
+    for group in groups:
+        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def check_timeout(seconds: float) -> None:
+    """Refuse a `--distributed-timeout` that is none.
 
     Raises:
         UserError: not a positive number.
     """
     if seconds <= 0:
         raise UserError(f"--distributed-timeout {seconds} must be positive: give seconds")
-    for group in groups:
-        distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
 def report_failures() -> None:

@@ -24,7 +24,12 @@ from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
 from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.balancing import follow_optimizer
-from zcode_plugin.parallel.faults import failing_together, report_failures, set_timeout
+from zcode_plugin.parallel.faults import (
+    check_timeout,
+    failing_together,
+    report_failures,
+    set_timeout,
+)
 from zcode_plugin.parallel.gradients import attach
 from zcode_plugin.parallel.objectives import normalizers, target_counts
 from zcode_plugin.parallel.replicas import check_replicas
@@ -66,10 +71,13 @@ class TrainingTask(FairseqTask):
         if dist.is_initialized():
             slicing = tensor_slicing(getattr(cfg, "model_parallel_size", 1))
             groups = [None, get_global_group(), slicing.group, slicing.data_group]
-            set_timeout(self.cfg.distributed_timeout, groups)
+            timeout = self.cfg.distributed_timeout
+            if timeout > 0:
+                set_timeout(timeout, groups)
             report_failures()
             # A rank that refuses its options ends; no other may still be connecting to it.
             dist.barrier()
+            check_timeout(timeout)
         elif not from_checkpoint:
             check_one_process(cfg)
             check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))

@@ -194,9 +194,10 @@ def _add(
     from sacrebleu.metrics.chrf import CHRF
     from sacrebleu.significance import PairedTest
 
-    metrics: dict[str, Metric] = {"chrf": CHRF(word_order=2)}
+    metrics: dict[str, Metric] = {}
     if tokenizer is not None:
         metrics["bleu"] = BLEU(tokenize=tokenizer, force=True)
+    metrics["chrf"] = CHRF(word_order=2)
     named: list[Any] = [(str(number), one.hypotheses) for number, one in enumerate(texts)]
     made.sentences[name] = len(texts[0].references)
     for metric, scorer in metrics.items():

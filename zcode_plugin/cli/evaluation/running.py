@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.statistics import ExpertStatistics
 from zcode_plugin.data.objectives import KNOWN
 from zcode_plugin.errors import UserError
+from zcode_plugin.moe.gate import Gate
 from zcode_plugin.moe.load import POSITION_STARTS, labelled, load_statistics
 
 
@@ -28,7 +29,7 @@ class Selection:
         pairs: directions of mt; empty for those of the checkpoint.
         objectives: names; empty for those of the checkpoint.
         max_tokens: of a batch.
-        capacity_factor: of the experts; 0 never drops.
+        capacity_factor: of the experts; 0 never drops. Which tokens stay is chosen as in training.
         cpu: leave a GPU alone.
     """
 
@@ -59,7 +60,9 @@ def measure(gathered: Gathered, name: str, selection: Selection) -> ExpertStatis
     use_cuda = torch.cuda.is_available() and not selection.cpu
     if use_cuda:
         model.cuda()
-    torch.manual_seed(1)  # electra draws its proposals
+    if selection.capacity_factor > 0:
+        _drop_as_in_training(model)
+    torch.manual_seed(1)  # electra draws its proposals, and rts the tokens that stay
     with load_statistics() as statistics, torch.no_grad():
         for sample in batches(task, selection):
             _pass(model, task, _to_cuda(sample) if use_cuda else sample)
@@ -110,6 +113,12 @@ def _task_overrides(state: Mapping[str, Any], selection: Selection) -> dict[str,
     if selection.objectives:
         overrides |= {"multitask": ",".join(selection.objectives), "multitask_max_tokens": ""}
     return overrides
+
+
+def _drop_as_in_training(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, Gate):
+            module.options = replace(module.options, eval_rts=True)
 
 
 def batches(task: Any, selection: Selection) -> Any:
