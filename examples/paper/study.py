@@ -68,7 +68,7 @@ def main(name: str, description: str, body: Callable[[Study, argparse.Namespace]
 def make_data(work: Path) -> Path:
     """The binarised corpus, made if it is not there."""
     log = work / "corpus.log"
-    build = [sys.executable, str(HERE / "build_corpus.py"), "--out", str(work / "corpus")]
+    build = [sys.executable, str(HERE / "help_corpus.py"), "--out", str(work / "corpus")]
     prepare = [str(SCRIPTS / "zcode"), "prepare", "--raw", str(work / "corpus" / "raw")]
     prepare += ["--out", str(work / "data"), "--vocab-size", "8000", "--character-coverage", "1"]
     print("corpus and subwords, some minutes the first time", flush=True)

@@ -89,6 +89,9 @@ PAGES_OF_BLOCKS: dict[str, dict[str, Run | str]] = {
     "examples/configs/README.md": {
         "examples/configs/base_moe.sh": "tests/examples/test_configs.py runs both",
     },
+    "examples/paper/README.md": {
+        "python examples/paper/main_table.py": "takes the network, and minutes",
+    },
     "examples/localisation/README.md": {
         "python examples/localisation/build_corpus.py": "takes the network; "
         "tests/examples/test_localisation.py runs it on wheels made there",

@@ -249,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(args)
     except (CorpusError, OSError) as error:
-        print(f"build_corpus.py: error: {error}", file=sys.stderr)
+        print(f"help_corpus.py: error: {error}", file=sys.stderr)
         return 2
     return 0
 
