@@ -16,8 +16,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 import results
-from runs import Point, Run, Study
 from study import DENSE, MOE, PAIRS, both_ways, checks, main
+from trainings import Point, Run, Study
 
 from zcode_plugin.cli.evaluation import comparison
 from zcode_plugin.cli.evaluation.generation import Direction

@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from runs import Point
+from trainings import Point
 
 from zcode_plugin.cli.console import format_table
 from zcode_plugin.cli.outputs import write_files

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runs import SCRIPTS, Study, call
+from trainings import SCRIPTS, Study, call
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
