@@ -122,7 +122,7 @@ class Study:
     def log(self, run: Run) -> Iterator[dict[str, Any]]:
         """The entries of a run's log; of a part that was trained twice, both."""
         for line in (self.folder / run.name / "train.log").read_text().splitlines():
-            if "| {" in line and line.endswith("}"):
+            if '| {"' in line and line.endswith("}"):  # not the line of options
                 yield json.loads(line[line.index("{") :])
 
 
