@@ -29,8 +29,8 @@ GROUPS = ("X->en", "en->X")
 
 
 def body(study: Study, args: argparse.Namespace) -> None:
-    updates, seeds, pairs = (100, (1,), PAIRS[:2]) if args.quick else (3000, (1, 2, 3), PAIRS)
-    every = checks(updates)
+    updates, seeds, pairs = (40, (1,), PAIRS[:1]) if args.quick else (3000, (1, 2, 3), PAIRS)
+    every = checks(updates, 4 if args.quick else 15)
     systems = {
         name: [
             Run(

@@ -31,9 +31,10 @@ def both_ways(pairs: Sequence[str]) -> str:
 
 def checks(updates: int, validations: int = 15) -> tuple[str, ...]:
     """Options that validate and save at equal distances; a save is where a run can go on."""
+    every = str(updates // validations)
     return (
-        "--validate-interval-updates", str(updates // validations),
-        "--save-interval-updates", str(updates // 5), "--log-interval", "50",
+        "--validate-interval-updates", every, "--log-interval", every,
+        "--save-interval-updates", str(updates // 5),
     )  # fmt: skip
 
 

@@ -113,7 +113,7 @@ class Study:
         seconds: dict[int, float] = {}
         losses: dict[int, float] = {}
         for entry in self.log(run):
-            if "train_wall" in entry:
+            if "train_wall" in entry and "num_updates" in entry:
                 seconds[int(entry["num_updates"])] = float(entry["train_wall"])
             if "valid_mt_nll_loss" in entry:
                 losses[int(entry["valid_num_updates"])] = float(entry["valid_mt_nll_loss"])
