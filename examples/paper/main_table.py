@@ -130,7 +130,7 @@ def reaching(curves: dict[str, list[list[Point]]]) -> dict[str, Any]:
     """When each system, seed by seed, has the dense model's final loss; None: not at all."""
     goals = [curve[-1] for curve in curves["dense"]]
     found: dict[str, Any] = {"dense": [vars(goal) for goal in goals]}
-    for name in curves.keys() - {"dense"}:
+    for name in (name for name in curves if name != "dense"):
         found[name] = [
             next((vars(point) for point in curve if point.loss <= goal.loss), None)
             for curve, goal in zip(curves[name], goals, strict=True)

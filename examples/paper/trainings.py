@@ -11,11 +11,13 @@ import json
 import os
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from zcode_plugin.reporting.logs import TRAIN, read_logs
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 USER_DIR = Path(__file__).resolve().parents[2] / "zcode_plugin"
@@ -110,20 +112,13 @@ class Study:
 
     def curve(self, run: Run) -> list[Point]:
         """The validations of a run, in the order of updates."""
-        seconds: dict[int, float] = {}
-        losses: dict[int, float] = {}
-        for entry in self.log(run):
-            if "train_wall" in entry and "num_updates" in entry:
-                seconds[int(entry["num_updates"])] = float(entry["train_wall"])
-            if "valid_mt_nll_loss" in entry:
-                losses[int(entry["valid_num_updates"])] = float(entry["valid_mt_nll_loss"])
-        return [Point(n, seconds.get(n, float("nan")), losses[n]) for n in sorted(losses)]
-
-    def log(self, run: Run) -> Iterator[dict[str, Any]]:
-        """The entries of a run's log; of a part that was trained twice, both."""
-        for line in (self.folder / run.name / "train.log").read_text().splitlines():
-            if '| {"' in line and line.endswith("}"):  # not the line of options
-                yield json.loads(line[line.index("{") :])
+        path = self.folder / run.name / "train.log"
+        log = read_logs([path])
+        if log is None:
+            raise SystemExit(f"{path} holds no record of a training")
+        seconds = dict(zip(*log.curve(TRAIN, "train_wall"), strict=True))
+        losses = zip(*log.curve("valid", "mt_nll_loss"), strict=True)
+        return [Point(n, seconds.get(n, float("nan")), loss) for n, loss in losses]
 
 
 def call(command: Sequence[str], log: Path) -> None:
