@@ -70,6 +70,7 @@ def _initialize(model_parallel_size: int, **options: Any) -> None:
 
     world = distributed.get_world_size()
     if world % model_parallel_size:  # fairscale asserts, or quietly takes the world for the size
+        distributed.barrier()  # a rank that ends while another still connects to it breaks that one
         refuse(
             f"--model-parallel-size {model_parallel_size} must divide the world size {world}: "
             "choose a divisor, or another number of ranks"
