@@ -30,10 +30,12 @@ format: $(VENV)/ready
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-# docs/reference.md, out of the parsers; a test says when it is due.
+# docs/reference.md out of the parsers, docs/results.md out of the studies; tests say when it is due.
 docs: $(VENV)/ready
 	$(BIN)/python docs/reference.py >docs/reference.tmp
 	mv docs/reference.tmp docs/reference.md
+	$(BIN)/python examples/paper/page.py >docs/results.tmp
+	mv docs/results.tmp docs/results.md
 
 # Into the Python environment that is active, for those who manage their own.
 install:

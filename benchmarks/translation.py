@@ -45,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--threads", type=int, default=1)
     add("--beam", type=int, default=5)
     add("--max-tokens", type=int, default=4096, help="of a batch")
+    add("--batch-size", type=int, default=1000, help="most sentences of a batch")
     add("--remove-bpe", default="sentencepiece", help="fairseq-generate's, for the data's subwords")
     add("--out", type=Path, help="JSON file to write")
 
@@ -78,6 +79,7 @@ def translate(
     task = generation.task_arguments(config.section(io.load_options(checkpoint), "task"))
     options = ["--cpu", "--gen-subset", args.gen_subset, "--beam", str(args.beam)]
     options += ["--max-tokens", str(args.max_tokens), "--remove-bpe", args.remove_bpe]
+    options += ["--batch-size", str(args.batch_size)]
     with tempfile.TemporaryDirectory(prefix="translation-") as folder:
         jobs = [
             StockJob(

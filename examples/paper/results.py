@@ -8,6 +8,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +21,44 @@ from zcode_plugin.cli.outputs import write_files
 from zcode_plugin.reporting.plots import Chart, Series, line_chart
 
 PACKAGES = ("fairseq", "fairscale", "torch", "sacrebleu", "sentencepiece")
-Record = dict[str, Any]
 
 
-def machine() -> Record:
+@dataclass(frozen=True)
+class Table:
+    """Figures as they are, not rounded; None where there is none.
+
+    Attributes:
+        name: of its CSV file.
+        title: above it.
+        columns, rows: what it holds.
+    """
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[object]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study found.
+
+    Attributes:
+        seeds: of its runs.
+        tables: the first is the answer.
+        charts: figures, each in a file of its own name.
+        findings: sentences that are made of the figures.
+        details: whatever else belongs to it: lengths, options, signatures.
+    """
+
+    seeds: Sequence[int]
+    tables: Sequence[Table]
+    charts: Sequence[Chart] = ()
+    findings: Sequence[str] = ()
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+def machine() -> dict[str, Any]:
     """The shape of this machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     models = [
@@ -39,63 +74,55 @@ def machine() -> Record:
     }
 
 
-def write(
-    folder: Path,
-    name: str,
-    *,
-    quick: bool,
-    seeds: Sequence[int],
-    columns: Sequence[str],
-    rows: Sequence[Sequence[object]],
-    charts: Sequence[Chart] = (),
-    **details: Any,
-) -> None:
-    """Write NAME.json, NAME.csv and the charts into a folder, and print the table.
+def write(folder: Path, name: str, description: str, report: Report, *, quick: bool) -> None:
+    """Write NAME.json, the CSV of each table and the charts, all or none, and print the tables.
 
     Args:
         folder: for all files.
         name: of the study.
-        quick: whether it was a run that only shows that the script works.
-        seeds: of its runs.
-        columns, rows: the table; numbers as they are, None where there is none.
-        charts: figures, each in a file of its own name.
-        details: whatever else belongs to the result: lengths, options, signatures, tests.
+        description: its title, an empty line, and what it asks and how.
+        report: what it found.
+        quick: whether it only shows that the script works.
     """
+    title, _, text = description.strip().partition("\n")
     record = {
         "study": name,
+        "title": title.rstrip("."),
+        "text": text.strip(),
         "quick": quick,
         "date": datetime.now(timezone.utc).date().isoformat(),
         "machine": machine(),
         "versions": {package: version(package) for package in PACKAGES},
-        "seeds": list(seeds),
-        "columns": list(columns),
-        "rows": [list(row) for row in rows],
-        "charts": [{"name": chart.name, "title": chart.title} for chart in charts],
-        **details,
+        "seeds": list(report.seeds),
+        "tables": [asdict(table) for table in report.tables],
+        "figures": [{"name": chart.name, "title": chart.title} for chart in report.charts],
+        "findings": list(report.findings),
+        "details": report.details,
     }
-    table = io.StringIO()
-    csv.writer(table, lineterminator="\n").writerows([columns, *rows])
-    files = {
-        folder / f"{name}.json": (json.dumps(record, indent=1, allow_nan=False) + "\n").encode(),
-        folder / f"{name}.csv": table.getvalue().encode(),
-    }
-    files |= {folder / f"{chart.name}.png": line_chart(chart).png for chart in charts}
+    files = {folder / f"{name}.json": (json.dumps(record, indent=1) + "\n").encode()}
+    files |= {folder / f"{table.name}.csv": as_csv(table) for table in report.tables}
+    files |= {folder / f"{chart.name}.png": line_chart(chart).png for chart in report.charts}
     folder.mkdir(parents=True, exist_ok=True)
     write_files(files)
-    print(as_table(record))
+    for table in report.tables:
+        print(f"\n{table.title}\n{as_text(table)}")
+    print("", *report.findings, sep="\n")
 
 
-def as_table(record: Record) -> str:
-    """The table of a record, as text."""
-    return format_table(
-        [record["columns"], *([cell(one) for one in row] for row in record["rows"])]
-    )
+def as_csv(table: Table) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+    return text.getvalue().encode()
+
+
+def as_text(table: Table) -> str:
+    return format_table([list(table.columns), *([cell(one) for one in row] for row in table.rows)])
 
 
 def cell(value: object) -> str:
     """A number with the digits that mean something, nothing for None."""
     if isinstance(value, float):
-        return f"{value:.3f}" if abs(value) < 1 else f"{value:.2f}"
+        return f"{value:.3f}" if abs(value) < 1 else f"{value:,.2f}"
     if isinstance(value, int):
         return f"{value:,}"
     return "" if value is None else str(value)

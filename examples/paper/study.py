@@ -1,14 +1,17 @@
-"""The command line that all studies share, their corpus, and the shape of their models."""
+"""What all studies share: their command line, their corpus, the shape and length of their runs."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from trainings import SCRIPTS, Study, call
+from results import Report
+from results import write as write_report
+from trainings import SCRIPTS, Run, Study, call
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -20,31 +23,90 @@ SHAPE = (
     "--decoder-ffn-embed-dim", "512", "--lr", "0.003", "--warmup-updates", "300",
 )  # fmt: skip
 DENSE = (*SHAPE, "--moe-freq", "0")
-MOE = (*SHAPE, "--moe-expert-count", "8", "--moe-gate-loss-wt", "0.05")
+GATE = ("--moe-gate-loss-wt", "0.05")
+MOE = (*SHAPE, *GATE, "--moe-expert-count", "8")
+
+T = TypeVar("T")
 
 
-def both_ways(pairs: Sequence[str]) -> str:
-    """Directions for --lang-pairs: into English, then out of it."""
+@dataclass(frozen=True)
+class Scale:
+    """How long a study is: in full, or as short as shows that it works.
+
+    Attributes:
+        quick: the latter.
+    """
+
+    quick: bool
+
+    def pick(self, full: T, quick: T) -> T:
+        """What belongs to this scale."""
+        return quick if self.quick else full
+
+    @property
+    def updates(self) -> int:
+        """Of a multilingual model."""
+        return self.pick(2000, 40)
+
+    @property
+    def pairs(self) -> tuple[str, ...]:
+        """The languages, each with English."""
+        return self.pick(PAIRS, PAIRS[:1])
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return self.pick((1, 2, 3), (1,))
+
+    def run(
+        self,
+        name: str,
+        options: Sequence[str],
+        *,
+        seed: int = 1,
+        updates: int | None = None,
+        pairs: Sequence[str] | None = None,
+    ) -> Run:
+        """A run with all directions of the pairs; studies that ask for the same run share it.
+
+        Args:
+            name: of the model; the run's is NAME-SEED.
+            options: of the model and its training.
+            seed: of the model and of the order of the data.
+            updates: instead of `updates`.
+            pairs: instead of `pairs`.
+        """
+        updates = updates or self.updates
+        # Validations come at equal distances; a save is where an interrupted run goes on.
+        every = str(max(1, updates // self.pick(10, 4)))
+        line = (
+            "--validate-interval-updates", every, "--log-interval", every,
+            "--save-interval-updates", str(max(1, updates // 4)), *options, "--seed", str(seed),
+            "--lang-pairs", ",".join(both_ways(pairs or self.pairs)),
+        )  # fmt: skip
+        return Run(f"{name}-{seed}", updates, line)
+
+    def dense(self, seed: int = 1) -> Run:
+        """The dense model of the main table."""
+        return self.run("dense", DENSE, seed=seed)
+
+    def moe(self, seed: int = 1) -> Run:
+        """Its twin with 8 experts."""
+        return self.run("moe", MOE, seed=seed)
+
+
+def both_ways(pairs: Sequence[str]) -> list[str]:
+    """Directions of pairs: into English, then out of it."""
     back = [pair.split("-") for pair in pairs]
-    return ",".join([*pairs, *(f"{target}-{source}" for source, target in back)])
+    return [*pairs, *(f"{target}-{source}" for source, target in back)]
 
 
-def checks(updates: int, validations: int = 15) -> tuple[str, ...]:
-    """Options that validate and save at equal distances; a save is where a run can go on."""
-    every = str(updates // validations)
-    return (
-        "--validate-interval-updates", every, "--log-interval", every,
-        "--save-interval-updates", str(updates // 5),
-    )  # fmt: skip
-
-
-def main(name: str, description: str, body: Callable[[Study, argparse.Namespace], None]) -> None:
-    """Parse the command line, make the corpus if it is not there, and run a study.
+def main(name: str, description: str, body: Callable[[Study, Scale], Report]) -> None:
+    """Parse the command line, make the corpus if it is not there, run a study and write it down.
 
     Args:
-        name: of the study, its runs and its results.
-        description: for --help.
-        body: trains, measures and writes; gets the runs and the arguments.
+        name: of the study and its results.
+        description: its title, an empty line, and what it asks and how.
+        body: trains, measures and says what was found.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -57,22 +119,26 @@ def main(name: str, description: str, body: Callable[[Study, argparse.Namespace]
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs} must be at least 1")
-    runs = "quick" if args.quick else "runs"
-    args.out = args.out or (args.work / "quick" if args.quick else ROOT / "docs" / "results")
+    scale = Scale(args.quick)
+    folder = args.work / scale.pick("full", "quick")
+    out = args.out or scale.pick(ROOT / "docs" / "results", folder / "results")
     args.work.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    study = Study(args.work / runs / name, make_data(args.work), args.jobs)
-    body(study, args)
-    print(f"{name}: {(time.monotonic() - started) / 60:.0f} minutes, results in {args.out}")
+    study = Study(folder / "runs", make_data(args.work), args.jobs)
+    write_report(out, name, description, body(study, scale), quick=args.quick)
+    print(f"{name}: results in {out}")
 
 
 def make_data(work: Path) -> Path:
     """The binarised corpus, made if it is not there."""
     log = work / "corpus.log"
     build = [sys.executable, str(HERE / "help_corpus.py"), "--out", str(work / "corpus")]
-    prepare = [str(SCRIPTS / "zcode"), "prepare", "--raw", str(work / "corpus" / "raw")]
-    prepare += ["--out", str(work / "data"), "--vocab-size", "8000", "--character-coverage", "1"]
     print("corpus and subwords, some minutes the first time", flush=True)
-    for command in (build, prepare):
-        call(command, log)
+    call(build, log)
+    prepare(work / "corpus" / "raw", work / "data", log, "--vocab-size", "8000")
     return work / "data"
+
+
+def prepare(raw: Path, data: Path, log: Path, *options: str) -> None:
+    """Run `zcode prepare`, which does nothing where its product is there."""
+    command = [str(SCRIPTS / "zcode"), "prepare", "--raw", str(raw), "--out", str(data)]
+    call([*command, "--character-coverage", "1", *options], log)

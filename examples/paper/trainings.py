@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sysconfig
 from collections.abc import Iterable, Sequence
@@ -17,21 +18,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.reporting.logs import TRAIN, read_logs
+from zcode_plugin.reporting.logs import TRAIN, TrainingLog, read_logs
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 USER_DIR = Path(__file__).resolve().parents[2] / "zcode_plugin"
 # All runs of all studies: what differs stands in the study.
-COMMON = (
-    "--user-dir", str(USER_DIR), "--task", "multitask_multilingual", "--multitask", "mt",
-    "--encoder-langtok", "tgt", "--decoder-langtok", "--sampling-method", "temperature",
-    "--sampling-temperature", "2", "--criterion", "multitask_summed_loss",
+TASK = (
+    "--task", "multitask_multilingual", "--multitask", "mt", "--criterion",
+    "multitask_summed_loss",
+)  # fmt: skip
+# Stock fairseq's own task and criterion know these, too.
+STOCK = (
+    "--user-dir", str(USER_DIR), "--encoder-langtok", "tgt", "--decoder-langtok",
+    "--sampling-method", "temperature", "--sampling-temperature", "2",
     "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)",
     "--clip-norm", "1.0", "--lr-scheduler", "inverse_sqrt", "--dropout", "0.1",
     "--max-tokens", "2048", "--max-tokens-valid", "4096", "--cpu", "--num-workers", "0",
     "--data-buffer-size", "0", "--no-epoch-checkpoints", "--log-format", "json",
     "--validate-interval", "1000", "--keep-interval-updates", "1",
 )  # fmt: skip
+COMMON = (*STOCK, *TASK)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,11 @@ class Run:
     name: str
     updates: int
     options: tuple[str, ...]
+
+    @property
+    def directions(self) -> str:
+        """With commas between them."""
+        return self.options[self.options.index("--lang-pairs") + 1]
 
 
 @dataclass(frozen=True)
@@ -100,25 +111,65 @@ class Study:
         """What `zcode evaluate` wrote of a run."""
         return self.folder / run.name / "results.json"
 
-    def evaluate(self, runs: Sequence[Run], *options: str) -> list[dict[str, Any]]:
-        """Results of `zcode evaluate` for each run; those that are there are read."""
-        for run in runs:
-            if not self.results(run).exists():
-                print(f"translating with {run.name}", flush=True)
-                command = [str(SCRIPTS / "zcode"), "evaluate", str(self.data), *options]
-                command += ["--path", str(self.checkpoint(run)), "--out", str(self.results(run))]
-                call([*command, "--", "--cpu"], self.folder / run.name / "evaluate.log")
-        return [json.loads(self.results(run).read_text()) for run in runs]
+    def evaluate(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
+        """Results of `zcode evaluate` for the directions of each run."""
+        return [
+            self.evaluate_file(self.checkpoint(run), run.directions, self.results(run))
+            for run in runs
+        ]
+
+    def evaluate_file(
+        self, checkpoint: Path, directions: str, results: Path, *options: str
+    ) -> dict[str, Any]:
+        """Results of `zcode evaluate`; those that are there are read.
+
+        Args:
+            checkpoint: to translate with.
+            directions: with commas between them.
+            results: file to write.
+            options: of zcode evaluate.
+        """
+        if not results.exists():
+            print(f"translating with {checkpoint.parent.name}/{checkpoint.name}", flush=True)
+            command = ["evaluate", str(self.data), "--pairs", directions, "--path", str(checkpoint)]
+            self.zcode(*command, "--out", str(results), *options, "--", "--cpu")
+        found: dict[str, Any] = json.loads(results.read_text())
+        return found
+
+    def zcode(self, *arguments: str) -> None:
+        """Run a zcode command."""
+        call([str(SCRIPTS / "zcode"), *arguments], self.folder / "zcode.log")
+
+    def parameters(self, run: Run) -> int:
+        """Of the model, experts included; embeddings that are shared count once."""
+        text = (self.folder / run.name / "train.log").read_text()
+        return int(re.findall(r"num\. shared model params: ([\d,]+)", text)[-1].replace(",", ""))
+
+    def last(self, run: Run, metric: str) -> float:
+        """What training logged last."""
+        return self._log(run).curve(TRAIN, metric).values[-1]
 
     def curve(self, run: Run) -> list[Point]:
         """The validations of a run, in the order of updates."""
-        path = self.folder / run.name / "train.log"
-        log = read_logs([path])
-        if log is None:
-            raise SystemExit(f"{path} holds no record of a training")
+        log = self._log(run)
         seconds = dict(zip(*log.curve(TRAIN, "train_wall"), strict=True))
         losses = zip(*log.curve("valid", "mt_nll_loss"), strict=True)
         return [Point(n, seconds.get(n, float("nan")), loss) for n, loss in losses]
+
+    def _log(self, run: Run) -> TrainingLog:
+        return read_log(self.folder / run.name / "train.log")
+
+
+def read_log(path: Path) -> TrainingLog:
+    """What fairseq-train logged.
+
+    Raises:
+        SystemExit: nothing.
+    """
+    log = read_logs([path])
+    if log is None:
+        raise SystemExit(f"{path} holds no record of a training")
+    return log
 
 
 def call(command: Sequence[str], log: Path) -> None:

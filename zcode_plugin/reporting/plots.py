@@ -163,7 +163,7 @@ def line_chart(chart: Chart) -> Picture:
         if labels:
             figure.legend(loc="outside lower left", ncols=columns, fontsize=8.5)
 
-    labels = [series.label for series in chart.series if not series.context]
+    labels = [s.label for s in chart.series if s.label and not s.context]
     if len(labels) == 1 or not chart.legend:
         labels = []
     columns = _columns(labels)

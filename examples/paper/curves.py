@@ -1,0 +1,56 @@
+"""Validation curves of runs, and when one run gets to where another ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, stdev
+
+from trainings import Point
+
+Curves = list[list[Point]]  # of each seed
+
+
+def final(curves: Curves) -> float:
+    """The last validation loss, mean over seeds."""
+    return fmean(curve[-1].loss for curve in curves)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation of a sample; None of a single value."""
+    return stdev(values) if len(values) > 1 else None
+
+
+def reaching(curve: Sequence[Point], loss: float) -> Point | None:
+    """Where a curve first is at a loss, between validations on a straight line; None: nowhere."""
+    before: Point | None = None
+    for point in curve:
+        if point.loss <= loss:
+            return point if before is None else _between(before, point, loss)
+        before = point
+    return None
+
+
+def _between(before: Point, after: Point, loss: float) -> Point:
+    share = (before.loss - loss) / (before.loss - after.loss)
+    updates = before.updates + share * (after.updates - before.updates)
+    return Point(round(updates), before.seconds + share * (after.seconds - before.seconds), loss)
+
+
+def speedup(curves: Curves, baseline: Curves) -> tuple[float | None, float | None]:
+    """Updates, and seconds, of the baseline over those of a model that reaches its final loss.
+
+    Args:
+        curves: of the model, seed by seed.
+        baseline: of the other, of the same seeds.
+
+    Returns:
+        Means over seeds; None where a seed does not reach it.
+    """
+    updates, seconds = [], []
+    for curve, other in zip(curves, baseline, strict=True):
+        there = reaching(curve, other[-1].loss)
+        if there is None:
+            return None, None
+        updates.append(other[-1].updates / there.updates)
+        seconds.append(other[-1].seconds / there.seconds)
+    return fmean(updates), fmean(seconds)

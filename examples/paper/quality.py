@@ -1,0 +1,114 @@
+"""BLEU and chrF++ of what `zcode evaluate` wrote, in groups of directions, and their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from results import Table, cell
+
+from zcode_plugin.cli.evaluation import comparison
+from zcode_plugin.cli.evaluation.generation import Direction
+
+Results = dict[str, Any]
+GROUPS: dict[str, Callable[[Direction], bool]] = {
+    "X->en": lambda direction: direction.tgt == "en",
+    "en->X": lambda direction: direction.src == "en",
+    "all": lambda direction: True,
+}
+COLUMNS = [f"{metric} {group}" for metric in ("BLEU", "chrF++") for group in GROUPS]
+SAMPLES = 1000  # of a bootstrap
+
+
+class Test(NamedTuple):
+    """A paired bootstrap over the sentences of some directions: corpus scores and p."""
+
+    directions: str
+    seed: int
+    metric: str
+    system: str
+    score: float
+    baseline: float
+    p: float | None
+
+
+def joined(parts: Sequence[Results]) -> Results:
+    """Results of several models, each with directions of its own, as those of one."""
+    return {"directions": {key: one for part in parts for key, one in part["directions"].items()}}
+
+
+def scores(result: Results) -> list[float]:
+    """Unweighted means over the directions of each group, in the order of COLUMNS."""
+    found = {Direction(*key.split("-")): one for key, one in result["directions"].items()}
+    return [
+        fmean(one[metric] for direction, one in found.items() if belongs(direction))
+        for metric in ("bleu", "chrf")
+        for belongs in GROUPS.values()
+    ]
+
+
+def mean_scores(several: Sequence[Results]) -> list[float]:
+    """Means over seeds of `scores`."""
+    return [fmean(column) for column in zip(*map(scores, several), strict=True)]
+
+
+def signatures(result: Results) -> list[str]:
+    """Of BLEU and chrF++, each once."""
+    entries = result["directions"].values()
+    fields = ("bleu_signature", "chrf_signature")
+    return list(dict.fromkeys(entry[field] for field in fields for entry in entries))
+
+
+def significance(
+    systems: Mapping[str, Sequence[Path]],
+    seeds: Sequence[int],
+    baseline: str,
+    alone: Sequence[str] = (),
+) -> list[Test]:
+    """Every other system against the baseline of the same seed.
+
+    Args:
+        systems: files of results, one of each seed, by system.
+        seeds: their seeds.
+        baseline: the one that others are held against.
+        alone: directions that are tested alone, beside all together.
+    """
+    names = [baseline, *(name for name in systems if name != baseline)]
+    tests = []
+    for number, seed in enumerate(seeds):
+        paths = [systems[name][number] for name in names]
+        read = [comparison.read_system(*one) for one in zip(paths, names, strict=True)]
+        directions = comparison.common_directions(read, paths)
+        made = comparison.compare(read, directions, "bs", SAMPLES)
+        for where, metric in product((comparison.ALL, *alone), comparison.TESTED):
+            [first, *others] = made.outcomes[metric][where]
+            for name, one in zip(made.systems[1:], others, strict=True):
+                tests.append(Test(where, seed, metric, name, one.score, first.score, one.p))
+    return tests
+
+
+def significance_table(name: str, tests: Sequence[Test], baseline: str) -> Table:
+    """The tests, seed by seed."""
+    columns = ["directions", "system", "metric", "seed", "score", baseline, "difference", "p"]
+    order = {test.system: number for number, test in enumerate(tests)}
+    rows = [
+        [test.directions, test.system, test.metric, test.seed, test.score, test.baseline,
+         test.score - test.baseline, test.p]
+        for test in sorted(tests, key=lambda test: (
+            test.directions, order[test.system], test.metric, test.seed))
+    ]  # fmt: skip
+    return Table(name, f"Against {baseline} of equal seed, all sentences", columns, rows)
+
+
+def finding(tests: Sequence[Test], system: str, baseline: str) -> str:
+    """BLEU of a system against the baseline's, for all directions and those tested alone."""
+    parts = []
+    for where in dict.fromkeys(test.directions for test in tests):
+        own = [t for t in tests if (t.directions, t.system, t.metric) == (where, system, "bleu")]
+        gain = fmean(test.score - test.baseline for test in own)
+        ps = ", ".join(cell(test.p) for test in own)
+        parts.append(f"{where} {gain:+.2f} (p of seeds: {ps})")
+    return f"{system} against {baseline}, BLEU: {'; '.join(parts)}."
