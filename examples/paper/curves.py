@@ -41,13 +41,13 @@ def speedup(curves: Curves, baseline: Curves) -> tuple[float | None, float | Non
 
     Args:
         curves: of the model, seed by seed.
-        baseline: of the other, of the same seeds.
+        baseline: of the other, of the same seeds or more.
 
     Returns:
         Means over seeds; None where a seed does not reach it.
     """
     updates, seconds = [], []
-    for curve, other in zip(curves, baseline, strict=True):
+    for curve, other in zip(curves, baseline, strict=False):
         there = reaching(curve, other[-1].loss)
         if there is None:
             return None, None

@@ -71,7 +71,7 @@ def significance(
     """Every other system against the baseline of the same seed.
 
     Args:
-        systems: files of results, one of each seed, by system.
+        systems: files of results, of the first seeds or all of them, by system.
         seeds: their seeds.
         baseline: the one that others are held against.
         alone: directions that are tested alone, beside all together.
@@ -79,8 +79,9 @@ def significance(
     names = [baseline, *(name for name in systems if name != baseline)]
     tests = []
     for number, seed in enumerate(seeds):
-        paths = [systems[name][number] for name in names]
-        read = [comparison.read_system(*one) for one in zip(paths, names, strict=True)]
+        own = [name for name in names if number < len(systems[name])]
+        paths = [systems[name][number] for name in own]
+        read = [comparison.read_system(*one) for one in zip(paths, own, strict=True)]
         directions = comparison.common_directions(read, paths)
         made = comparison.compare(read, directions, "bs", SAMPLES)
         for where, metric in product((comparison.ALL, *alone), comparison.TESTED):

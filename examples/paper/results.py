@@ -99,7 +99,9 @@ def write(folder: Path, name: str, description: str, report: Report, *, quick: b
         "findings": list(report.findings),
         "details": report.details,
     }
-    files = {folder / f"{name}.json": (json.dumps(record, indent=1) + "\n").encode()}
+    files = {
+        folder / f"{name}.json": (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
+    }
     files |= {folder / f"{table.name}.csv": as_csv(table) for table in report.tables}
     files |= {folder / f"{chart.name}.png": line_chart(chart).png for chart in report.charts}
     folder.mkdir(parents=True, exist_ok=True)

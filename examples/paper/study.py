@@ -20,7 +20,7 @@ PAIRS = tuple(f"{code}-en" for code in ("cs", "de", "es", "fr", "it", "nl", "pl"
 # other layer with experts: small enough that a training takes less than half an hour of one core.
 SHAPE = (
     "--arch", "moe_transformer_tiny", "--encoder-ffn-embed-dim", "512",
-    "--decoder-ffn-embed-dim", "512", "--lr", "0.003", "--warmup-updates", "300",
+    "--decoder-ffn-embed-dim", "512", "--lr", "0.006", "--warmup-updates", "300",
 )  # fmt: skip
 DENSE = (*SHAPE, "--moe-freq", "0")
 GATE = ("--moe-gate-loss-wt", "0.05")
