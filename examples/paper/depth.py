@@ -17,58 +17,60 @@ from trainings import Study
 
 from zcode_plugin.cli.evaluation.generation import Direction
 
-EVEN = ("--encoder-layers", "3", "--decoder-layers", "3")
+DEEP, EVEN = "4 + 2", "3 + 3"
+KINDS = {"dense": DENSE, "MoE": MOE}
 
 
 def body(study: Study, scale: Scale) -> Report:
-    runs = {
-        "dense, 4 + 2": scale.dense(),
-        "dense, 3 + 3": scale.run("dense-3-3", (*DENSE, *EVEN)),
-        "MoE, 4 + 2": scale.moe(),
-        "MoE, 3 + 3": scale.run("moe-3-3", (*MOE, *EVEN)),
+    layers = ("--encoder-layers", "3", "--decoder-layers", "3")
+    runs = {("dense", DEEP): scale.dense(), ("MoE", DEEP): scale.moe()}
+    runs |= {
+        (kind, EVEN): scale.run(f"{kind.lower()}-3-3", (*options, *layers))
+        for kind, options in KINDS.items()
     }
     study.train(runs.values())
-    evaluated = {name: study.evaluate([run])[0] for name, run in runs.items()}
-    names = list(runs)
-    tests = [
-        quality.significance({n: [study.results(runs[n])] for n in (deep, even)}, [1], deep)
-        for deep, even in (names[:2], names[2:])
-    ]
-    speeds = decoding.speeds(
+    evaluated = {key: study.evaluate([run])[0] for key, run in runs.items()}
+    tests = {
+        kind: quality.significance(
+            {shape: [study.results(runs[kind, shape])] for shape in (DEEP, EVEN)}, [1], DEEP
+        )
+        for kind in KINDS
+    }
+    speed = decoding.speeds(
         study,
         decoding.Measurements(study.folder / "depth.json"),
-        {name: study.checkpoint(run) for name, run in runs.items()},
+        {", ".join(key): study.checkpoint(run) for key, run in runs.items()},
         [Direction(*pair) for pair in scale.pick((("de", "en"), ("en", "de")), (("cs", "en"),))],
         rounds=scale.pick(3, 1),
-        settings=scale.pick(decoding.SETTINGS, decoding.SETTINGS[-1:]),
     )
-    settings = list(dict.fromkeys(setting for _, setting in speeds))
     rows = [
-        [name, study.parameters(run), study.curve(run)[-1].loss,
-         *quality.scores(evaluated[name]), *(speeds[name, setting] for setting in settings)]
-        for name, run in runs.items()
+        [kind, shape, study.parameters(run), study.curve(run)[-1].loss,
+         *quality.scores(evaluated[kind, shape]),
+         *(speed[f"{kind}, {shape}", setting] for setting in decoding.SETTINGS)]
+        for (kind, shape), run in runs.items()
     ]  # fmt: skip
-    columns = ["model, layers", "parameters", "final loss", *quality.COLUMNS,
-               *(f"tokens/s, {setting}" for setting in settings)]  # fmt: skip
+    columns = ["model", "layers", "parameters", "final loss", *quality.COLUMNS,
+               *(f"tokens/s, {setting}" for setting in decoding.SETTINGS)]  # fmt: skip
     ratios = [
-        speeds[deep, setting] / speeds[even, setting]
-        for deep, even in (names[:2], names[2:])
-        for setting in settings
+        speed[f"{kind}, {DEEP}", setting] / speed[f"{kind}, {EVEN}", setting]
+        for kind in KINDS
+        for setting in decoding.SETTINGS
     ]
     return Report(
         seeds=[1],
         tables=[
             Table("depth", "Quality, and speed of translation", columns, rows),
-            *(quality.significance_table(f"depth-significance-{kind}", one, deep)
-              for kind, one, deep in zip(("dense", "moe"), tests, names[::2], strict=True)),
+            *(
+                quality.significance_table(f"depth-significance-{kind.lower()}", one, DEEP)
+                for kind, one in tests.items()
+            ),
         ],
         findings=[
             f"4 + 2 layers translate {min(ratios):.2f} to {max(ratios):.2f} times as fast.",
-            *(quality.finding(one, even, deep)
-              for one, deep, even in zip(tests, names[::2], names[1::2], strict=True)),
+            *(f"{kind}: {quality.finding(one, EVEN, DEEP)}" for kind, one in tests.items()),
         ],
         details={"updates": scale.updates},
-    )  # fmt: skip
+    )
 
 
 if __name__ == "__main__":

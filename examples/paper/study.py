@@ -80,7 +80,7 @@ class Scale:
         every = str(max(1, updates // self.pick(10, 4)))
         line = (
             "--validate-interval-updates", every, "--log-interval", every,
-            "--save-interval-updates", str(max(1, updates // 4)), *options, "--seed", str(seed),
+            "--save-interval-updates", str(max(1, updates // 5)), *options, "--seed", str(seed),
             "--lang-pairs", ",".join(both_ways(pairs or self.pairs)),
         )  # fmt: skip
         return Run(f"{name}-{seed}", updates, line)
@@ -134,7 +134,7 @@ def make_data(work: Path) -> Path:
     build = [sys.executable, str(HERE / "help_corpus.py"), "--out", str(work / "corpus")]
     print("corpus and subwords, some minutes the first time", flush=True)
     call(build, log)
-    prepare(work / "corpus" / "raw", work / "data", log, "--vocab-size", "8000")
+    prepare(work / "corpus" / "raw", work / "data", log, "--vocab-size", "4000")
     return work / "data"
 
 

@@ -15,6 +15,7 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,9 @@ class Study:
     def curve(self, run: Run) -> list[Point]:
         """The validations of a run, in the order of updates."""
         log = self._log(run)
-        seconds = dict(zip(*log.curve(TRAIN, "train_wall"), strict=True))
+        # Time of updates alone, without validation; stock logs that since its last record.
+        updates, walls = log.curve(TRAIN, "train_wall")
+        seconds = dict(zip(updates, accumulate(walls), strict=True))
         losses = zip(*log.curve("valid", "mt_nll_loss"), strict=True)
         return [Point(n, seconds.get(n, float("nan")), loss) for n, loss in losses]
 

@@ -144,6 +144,21 @@ def test_a_run_with_other_options_is_not_taken_for_the_same(tmp_path: Path) -> N
         study.train([Run("dense-1", 10, ("--lang-pairs", "de-en"))])
 
 
+def test_time_of_training_adds_up(tmp_path: Path) -> None:
+    study = Study(tmp_path, tmp_path, 1)
+    folder = tmp_path / "dense-1"
+    folder.mkdir()
+    lines = []
+    for updates in (100, 200, 300):
+        lines.append({"epoch": 1, "update": 0.1, "num_updates": updates, "train_wall": "9"})
+        valid = {"num_updates": updates, "mt_nll_loss": f"{8 - updates / 100}"}
+        lines.append({"epoch": 1, **{f"valid_{name}": one for name, one in valid.items()}})
+    (folder / "train.log").write_text("\n".join(map(json.dumps, lines)))
+    assert study.curve(Run("dense-1", 300, ())) == [
+        Point(100, 9.0, 7.0), Point(200, 18.0, 6.0), Point(300, 27.0, 5.0),
+    ]  # fmt: skip
+
+
 REPORT = Report(
     seeds=[1, 2],
     tables=[
