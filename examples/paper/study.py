@@ -20,10 +20,10 @@ PAIRS = tuple(f"{code}-en" for code in ("cs", "de", "es", "fr", "it", "nl", "pl"
 # other layer with experts: small enough that a training takes less than half an hour of one core.
 SHAPE = (
     "--arch", "moe_transformer_tiny", "--encoder-ffn-embed-dim", "512",
-    "--decoder-ffn-embed-dim", "512", "--lr", "0.006", "--warmup-updates", "300",
+    "--decoder-ffn-embed-dim", "512", "--lr", "0.004", "--warmup-updates", "300",
 )  # fmt: skip
 DENSE = (*SHAPE, "--moe-freq", "0")
-GATE = ("--moe-gate-loss-wt", "0.05")
+GATE = ("--moe-gate-loss-wt", "0.01", "--moe-capacity-factor", "2")
 MOE = (*SHAPE, *GATE, "--moe-expert-count", "8")
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ class Scale:
     @property
     def updates(self) -> int:
         """Of a multilingual model."""
-        return self.pick(2000, 40)
+        return self.pick(3000, 40)
 
     @property
     def pairs(self) -> tuple[str, ...]:

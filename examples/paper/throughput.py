@@ -32,7 +32,7 @@ STOCK_MODEL = (
     "--encoder-ffn-embed-dim", "512", "--decoder-ffn-embed-dim", "512",
     "--encoder-attention-heads", "4", "--decoder-attention-heads", "4",
     "--encoder-normalize-before", "--decoder-normalize-before", "--share-all-embeddings",
-    "--lr", "0.006", "--warmup-updates", "300",
+    "--lr", "0.004", "--warmup-updates", "300",
 )  # fmt: skip
 CONTESTANTS = {
     "stock transformer": STOCK_MODEL,
