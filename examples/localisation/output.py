@@ -1,11 +1,13 @@
-"""Write a corpus as a whole or not at all, and tell whether it has been written already."""
+"""Write a corpus as a whole or not at all, tell whether it is there, and say what went wrong."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,3 +51,23 @@ def is_finished(out: Path, arguments: Mapping[str, Any]) -> bool:
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    argv: Sequence[str] | None,
+) -> int:
+    """Run a script whose --out is a folder, and return its exit code.
+
+    A user's mistake gives one line on standard error and exit code 2.
+    """
+    args = parser.parse_args(argv)
+    try:
+        if args.out.exists() and not args.out.is_dir():
+            raise CorpusError(f"--out {args.out}: is a file; name a folder")
+        run(args)
+    except (CorpusError, OSError) as error:
+        print(f"{parser.prog}: error: {error}", file=sys.stderr)
+        return 2
+    return 0

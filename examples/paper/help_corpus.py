@@ -21,7 +21,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "localisation"))
 
 from help_pages import Page, fetch_packages, read_pages
-from output import is_finished, write_corpus
+from output import is_finished, run_command, write_corpus
 from pairs import clean_pairs, is_clean, one_line
 from splits import SPLITS, eligible_messages, similar_messages
 from wheels import CorpusError, sha256_of
@@ -193,7 +193,7 @@ def make_manifest(
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("help_corpus.py", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder to write into")
     parser.add_argument(
         "--languages",
@@ -244,14 +244,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; a user's mistake gives one line on standard error and exit code 2."""
-    args = make_parser().parse_args(argv)
-    try:
-        run(args)
-    except (CorpusError, OSError) as error:
-        print(f"help_corpus.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    """Run the command, and return its exit code."""
+    return run_command(make_parser(), run, argv)
 
 
 if __name__ == "__main__":
