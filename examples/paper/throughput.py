@@ -45,12 +45,12 @@ LOG = 20  # updates of a measurement of fairseq's
 
 def body(study: Study, scale: Scale) -> Report:
     measurements = Measurements(study.folder / "throughput.json")
-    rounds = {"training": scale.pick(5, 1), "translation": scale.pick(3, 1)}
-    training = training_speeds(study, scale, measurements, rounds["training"])
+    rounds = scale.pick(3, 1)
+    training = training_speeds(study, scale, measurements, rounds)
     files = decoders(study, scale)
     pairs = scale.pick((("de", "en"), ("en", "de")), (("cs", "en"),))
     directions = [Direction(*pair) for pair in pairs]
-    translation = speeds(study, measurements, files, directions, rounds["translation"])
+    translation = speeds(study, measurements, files, directions, rounds)
     ratios = [translation["MoE", one] / translation["dense", one] for one in SETTINGS]
     return Report(
         seeds=[1],
