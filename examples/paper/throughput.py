@@ -48,8 +48,7 @@ def body(study: Study, scale: Scale) -> Report:
     rounds = scale.pick(3, 1)
     training = training_speeds(study, scale, measurements, rounds)
     files = decoders(study, scale)
-    pairs = scale.pick((("de", "en"), ("en", "de")), (("cs", "en"),))
-    directions = [Direction(*pair) for pair in pairs]
+    directions = [Direction(scale.pick("de", "cs"), "en")]
     translation = speeds(study, measurements, files, directions, rounds)
     ratios = [translation["MoE", one] / translation["dense", one] for one in SETTINGS]
     return Report(
