@@ -12,7 +12,7 @@ import json
 import re
 import statistics
 import tempfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -57,19 +57,26 @@ def compare(
     directions = generation.choose_directions(args.directions, args.data, args.gen_subset)
     speeds: dict[str, list[float]] = {name: [] for name in files}
     found: dict[str, dict[Direction, Score]] = {}
-    for number in range(args.rounds):
-        for name in list(files)[:: -1 if number % 2 else 1]:
-            if number and name in once:
-                continue
-            speed, found[name] = translate(args, files[name], directions)
-            speeds[name].append(speed)
-            print(f"round {number + 1} {name:<24}{speed:9.1f} tokens/s", flush=True)
+    for number, name in alternating(files, args.rounds):
+        if number and name in once:
+            continue
+        speed, found[name] = translate(args, files[name], directions)
+        speeds[name].append(speed)
+        print(f"round {number + 1} {name:<24}{speed:9.1f} tokens/s", flush=True)
     print(f"BLEU: {next(iter(next(iter(found.values())).values())).bleu_signature}")
     print(
         f"{len(directions)} directions, beam {args.beam}, batches of {args.max_tokens} tokens, "
         f"{args.threads} threads, medians of {args.rounds} rounds"
     )
     return {name: figures(files[name], speeds[name], found[name]) for name in files}
+
+
+def alternating(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
+    """Rounds go forth and back, so that a machine that slows down slows all of them down."""
+    order = list(names)
+    for number in range(rounds):
+        for name in order[:: -1 if number % 2 else 1]:
+            yield number, name
 
 
 def translate(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -54,14 +54,6 @@ class Setting:
 SETTINGS = tuple(Setting(*both) for both in product((1, 5), (1, 64)))
 
 
-def alternating(names: Iterable[str], rounds: int) -> Iterable[tuple[int, str]]:
-    """Rounds go forth and back, so that a machine that slows down slows all of them down."""
-    order = list(names)
-    for number in range(rounds):
-        for name in order[:: -1 if number % 2 else 1]:
-            yield number, name
-
-
 def speeds(
     study: Study,
     measurements: Measurements,
@@ -73,7 +65,7 @@ def speeds(
     """Tokens per second on one thread, medians over rounds, by file and setting."""
     found: dict[tuple[str, Setting], list[float]] = {}
     for setting in settings:
-        for number, name in alternating(files, rounds):
+        for number, name in translation.alternating(files, rounds):
             args = Namespace(
                 data=study.data, gen_subset="test", beam=setting.beam, batch_size=setting.batch,
                 max_tokens=12000, remove_bpe="sentencepiece", threads=1,

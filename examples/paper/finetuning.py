@@ -71,10 +71,8 @@ def title_run(
     scale: Scale, name: str, languages: list[str], options: tuple[str, ...], seed: int
 ) -> Run:
     """A training on titles, all languages together."""
-    run = scale.run(name, options, seed=seed, updates=scale.pick(400, 8))
-    directions = ",".join(f"{language}-{language}title" for language in languages)
-    *others, _ = run.options
-    return Run(run.name, run.updates, (*others, directions))
+    directions = [f"{language}-{language}title" for language in languages]
+    return scale.run(name, options, seed=seed, updates=scale.pick(400, 8), directions=directions)
 
 
 def title_data(study: Study) -> Path:

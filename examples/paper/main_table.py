@@ -19,7 +19,7 @@ from itertools import chain, zip_longest
 import curves
 import quality
 from results import Report, Table, loss_charts
-from study import DENSE, MOE, Scale, main
+from study import DENSE, MOE, Scale, both_ways, main
 from trainings import Study
 
 # BLEU on the paper's own test set: X->en, en->X, mean.
@@ -37,7 +37,9 @@ def body(study: Study, scale: Scale) -> Report:
         "random gate": [scale.run("random-gate", FIXED["random"])],
     }
     bilingual = {
-        pair: scale.run(f"bilingual-{pair}", DENSE, updates=scale.updates // 4, pairs=[pair])
+        pair: scale.run(
+            f"bilingual-{pair}", DENSE, updates=scale.updates // 4, directions=both_ways([pair])
+        )
         for pair in scale.pairs
     }
     by_seed = chain(*zip_longest(*systems.values()))

@@ -17,7 +17,7 @@ from statistics import fmean
 import quality
 from curves import deviation
 from results import Report, Table
-from study import MOE, Scale, main, prepare
+from study import MOE, Scale, both_ways, main, prepare
 from trainings import Run, Study
 
 OBJECTIVES = ("mt", "mt,dae", "mt,dae,mlm", "mt,dae,electra")
@@ -36,7 +36,7 @@ def body(study: Study, scale: Scale) -> Report:
                 (*MOE, "--multitask", ",".join(f"{one}:1" for one in objectives.split(","))),
                 seed=seed,
                 updates=scale.pick(1200, 20),
-                pairs=pairs,
+                directions=both_ways(pairs),
             )
             for seed in seeds
         ]

@@ -64,16 +64,16 @@ class Scale:
         *,
         seed: int = 1,
         updates: int | None = None,
-        pairs: Sequence[str] | None = None,
+        directions: Sequence[str] | None = None,
     ) -> Run:
-        """A run with all directions of the pairs; studies that ask for the same run share it.
+        """A run, by default with all directions; studies that ask for the same run share it.
 
         Args:
             name: of the model; the run's is NAME-SEED.
             options: of the model and its training.
             seed: of the model and of the order of the data.
             updates: instead of `updates`.
-            pairs: instead of `pairs`.
+            directions: instead of both of each of `pairs`.
         """
         updates = updates or self.updates
         # Validations come at equal distances; a save is where an interrupted run goes on.
@@ -81,7 +81,7 @@ class Scale:
         line = (
             "--validate-interval-updates", every, "--log-interval", every,
             "--save-interval-updates", str(max(1, updates // 5)), *options, "--seed", str(seed),
-            "--lang-pairs", ",".join(both_ways(pairs or self.pairs)),
+            "--lang-pairs", ",".join(directions or both_ways(self.pairs)),
         )  # fmt: skip
         return Run(f"{name}-{seed}", updates, line)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-from decoding import SETTINGS, Measurements, alternating, speeds
+from decoding import SETTINGS, Measurements, speeds, translation
 from results import Report, Table
 from study import DENSE, MOE, Scale, both_ways, main
 from trainings import COMMON, SCRIPTS, STOCK, Study, call, read_log
@@ -49,13 +49,13 @@ def body(study: Study, scale: Scale) -> Report:
     training = training_speeds(study, scale, measurements, rounds)
     files = decoders(study, scale)
     directions = [Direction(scale.pick("de", "cs"), "en")]
-    translation = speeds(study, measurements, files, directions, rounds)
-    ratios = [translation["MoE", one] / translation["dense", one] for one in SETTINGS]
+    translating = speeds(study, measurements, files, directions, rounds)
+    ratios = [translating["MoE", one] / translating["dense", one] for one in SETTINGS]
     return Report(
         seeds=[1],
         tables=[
             table("throughput", "Training, words per second", training),
-            table("throughput-translation", "Translation, tokens per second", translation),
+            table("throughput-translation", "Translation, tokens per second", translating),
         ],
         findings=[
             "The MoE model trains "
@@ -95,7 +95,7 @@ def training_speeds(
     """Words per second, by contestant and number of ranks."""
     found: dict[tuple[str, str], list[float]] = {}
     for place, ranks in (("1 process", 1), ("2 ranks", 2)):
-        for number, name in alternating(CONTESTANTS, rounds):
+        for number, name in translation.alternating(CONTESTANTS, rounds):
 
             def measure(name: str = name, ranks: int = ranks) -> float:
                 return words_per_second(study, scale, name, ranks)

@@ -15,7 +15,7 @@ import curves  # noqa: E402
 import page  # noqa: E402
 import quality  # noqa: E402
 import results  # noqa: E402
-from decoding import Measurements, alternating  # noqa: E402
+from decoding import Measurements, translation  # noqa: E402
 from results import Report, Table  # noqa: E402
 from study import DENSE, MOE, Scale, both_ways  # noqa: E402
 from trainings import Point, Run, Study  # noqa: E402
@@ -109,7 +109,7 @@ def test_random_token_selection_is_the_baseline_of_paired_differences() -> None:
 
 
 def test_rounds_go_forth_and_back() -> None:
-    assert list(alternating(["a", "b"], 3)) == [
+    assert list(translation.alternating(["a", "b"], 3)) == [
         (0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b"),
     ]  # fmt: skip
 
