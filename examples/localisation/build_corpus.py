@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from catalogs import Occurrences, read_wheels
-from output import is_finished, run_command, write_corpus
+from output import corpus_parser, is_finished, run_command, write_corpus
 from pairs import clean_pairs, is_clean, one_line
 from splits import SPLITS, cluster_messages, eligible_messages, split_messages
 from wheels import PACKAGES, CorpusError, fetch_wheels, sha256_of
@@ -174,28 +174,14 @@ def parse_languages(text: str) -> list[str]:
 
 def make_parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    parser = argparse.ArgumentParser("build_corpus.py", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument(
-        "--languages",
-        default=DEFAULT_LANGUAGES,
-        help="codes of the languages to align with English, comma-separated (default: %(default)s)",
+    parser = corpus_parser(
+        "build_corpus.py", __doc__, languages=DEFAULT_LANGUAGES, held_out=160, unit="strings"
     )
     parser.add_argument(
         "--min-strings",
         type=int,
         default=1500,
         help="refuse a language with fewer aligned strings (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--held-out",
-        type=int,
-        default=160,
-        help="strings in valid, and as many in test, the same for all languages "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=1, help="seed of the split (default: %(default)s)"
     )
     parser.add_argument(
         "--list-languages",

@@ -53,6 +53,37 @@ def is_finished(out: Path, arguments: Mapping[str, Any]) -> bool:
         return False
 
 
+def corpus_parser(
+    prog: str, description: str, *, languages: str, held_out: int, unit: str
+) -> argparse.ArgumentParser:
+    """The options that all scripts of a corpus have.
+
+    Args:
+        prog, description: of the script.
+        languages: codes, comma-separated, that are the default.
+        held_out: the default number of texts in valid, and in test.
+        unit: what these texts are, in the plural.
+    """
+    parser = argparse.ArgumentParser(prog, description=description)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
+    parser.add_argument(
+        "--languages",
+        default=languages,
+        help="codes of the languages to align with English, comma-separated (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=held_out,
+        help=f"{unit} in valid, and as many in test, the same for all languages "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=1, help="seed of the split (default: %(default)s)"
+    )
+    return parser
+
+
 def run_command(
     parser: argparse.ArgumentParser,
     run: Callable[[argparse.Namespace], None],

@@ -21,7 +21,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parents[1] / "localisation"))
 
 from help_pages import Page, fetch_packages, read_pages
-from output import is_finished, run_command, write_corpus
+from output import corpus_parser, is_finished, run_command, write_corpus
 from pairs import clean_pairs, is_clean, one_line
 from splits import SPLITS, eligible_messages, similar_messages
 from wheels import CorpusError, sha256_of
@@ -193,24 +193,9 @@ def make_manifest(
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser("help_corpus.py", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write into")
-    parser.add_argument(
-        "--languages",
-        default=DEFAULT_LANGUAGES,
-        help="codes of the languages to align with English, comma-separated (default: %(default)s)",
+    return corpus_parser(
+        "help_corpus.py", __doc__, languages=DEFAULT_LANGUAGES, held_out=200, unit="paragraphs"
     )
-    parser.add_argument(
-        "--held-out",
-        type=int,
-        default=200,
-        help="paragraphs in valid, and as many in test, the same for all languages "
-        "(default: %(default)s)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=1, help="seed of the split (default: %(default)s)"
-    )
-    return parser
 
 
 def run(args: argparse.Namespace) -> None:
