@@ -136,6 +136,14 @@ def test_padding_and_dropped_tokens_come_out_as_zero() -> None:
     assert int(zero_rows.sum()) == 3 + int(stats.dropped)
 
 
+@pytest.mark.parametrize("padding", [False, True])
+def test_without_statistics_the_output_is_the_same(padding: bool) -> None:
+    layer = build_with(GateOptions(k=2, token_priority="position")).eval()
+    x = torch.randn(3, 4, M)
+    mask = torch.rand(3, 4) < 0.3 if padding else None
+    assert torch.equal(layer.forward_alone(x, mask), layer.forward_with_stats(x, mask)[0])
+
+
 @pytest.mark.parametrize("k", [1, 2, 4])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_keeps_dtype_and_is_close(dtype: torch.dtype, k: int) -> None:

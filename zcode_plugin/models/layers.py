@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from fairseq.models.transformer import TransformerConfig
 from fairseq.modules.transformer_layer import (
     TransformerDecoderLayerBase,
@@ -26,6 +27,7 @@ from zcode_plugin.moe import (
     ResidualExpert,
     TopKGate,
 )
+from zcode_plugin.moe.tape import is_recording
 from zcode_plugin.parallel.topology import ExpertTopology
 
 
@@ -74,7 +76,12 @@ class _ExpertFeedForward:
 
     def _apply_experts(self, x: Tensor) -> Tensor:
         padding = None if self._padding is None else self._padding.t()
-        output, self._stats = self.moe_layer.forward_with_stats(x, padding, self._context)
+        inputs = x, padding, self._context
+        if not is_recording() and not torch.is_grad_enabled():
+            # Translation: in a step of one token statistics would take longer than experts.
+            self._stats = x.new_empty(0)
+            return self.moe_layer.forward_alone(*inputs)
+        output, self._stats = self.moe_layer.forward_with_stats(*inputs)
         return output
 
     def _take_stats(self) -> Tensor:

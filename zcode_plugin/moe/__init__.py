@@ -10,7 +10,8 @@ F hidden dimension of an expert; L experts that live on this rank; P ranks of th
 from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.fixed_gates import HashGate, RandomGate
-from zcode_plugin.moe.gate import Gate, GateOptions, GateOutput, TopKGate
+from zcode_plugin.moe.gate import Gate, GateOptions, TopKGate
+from zcode_plugin.moe.gate_output import GateOutput
 from zcode_plugin.moe.gating_dropout import GatingDropout
 from zcode_plugin.moe.layer import MOELayer
 from zcode_plugin.moe.load import LoadStatistics, labelled, load_statistics

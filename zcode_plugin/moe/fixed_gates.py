@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from zcode_plugin.moe.context import CallContext
-from zcode_plugin.moe.gate import Gate, GateOutput
-from zcode_plugin.moe.stats import LayerStats
+from zcode_plugin.moe.gate import Gate
+from zcode_plugin.moe.gate_output import GateOutput
 
 # Of a multiplicative hash: odd, with the bits of the golden ratio; int64 wraps around.
 _MULTIPLIER = -7046029254386353131
@@ -52,17 +52,7 @@ class HashGate(Gate):
         score_T = torch.full(expert_TK.shape[:1], 1 / k, device=expert_TK.device)
         routing = self._route(expert_TK, score_T, padding_T)
         weight_A = self._mask_outputs(score_T[routing.token_A])
-        demand = routing.demand_E.sum()
-        zero = torch.zeros((), device=expert_TK.device)
-        stats = LayerStats(
-            zero,
-            zero,
-            tokens=demand // k,
-            dropped=demand - routing.kept_E.sum(),
-            entropy=zero,
-            load_E=routing.demand_E,
-        )
-        return GateOutput(routing, weight_A, stats, expert_TK, torch.zeros_like(score_T))
+        return GateOutput(routing, weight_A, expert_TK)
 
 
 class RandomGate(HashGate):

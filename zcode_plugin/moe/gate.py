@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from zcode_plugin.moe.context import CallContext
-from zcode_plugin.moe.losses import balance_loss, z_loss
+from zcode_plugin.moe.gate_output import GateOutput, Scores
 from zcode_plugin.moe.routing import (
     Routing,
     TokenPriority,
@@ -19,7 +19,6 @@ from zcode_plugin.moe.routing import (
     route,
     token_priority,
 )
-from zcode_plugin.moe.stats import LayerStats
 
 SecondExpertPolicy = Literal["score", "sampling"]
 
@@ -73,25 +72,6 @@ class GateOptions:
             raise ValueError("a selection bias needs experts chosen by score, not by sampling")
 
 
-@dataclass(frozen=True)
-class GateOutput:
-    """Routing of one call with the combine weight of each kept assignment.
-
-    Attributes:
-        routing: see `Routing`.
-        weight_A: float32 [A], carries the gradient to the gate.
-        stats: losses and load.
-        expert_TK: int64 [T, K], the choices, dropped ones and those of padding included.
-        entropy_T: float32 [T], entropy of the gate's distribution, in nats.
-    """
-
-    routing: Routing
-    weight_A: Tensor
-    stats: LayerStats = field(repr=False)
-    expert_TK: Tensor
-    entropy_T: Tensor
-
-
 class Gate(nn.Module):
     """What all gates share: the number of experts, the options, and routing under a capacity.
 
@@ -119,12 +99,15 @@ class Gate(nn.Module):
         priority = options.token_priority
         if priority == "rts" and not (self.training or options.eval_rts):
             priority = "position"
+        limit: int | Tensor
+        if padding_T is None or factor <= 0:  # padding asks for no expert
+            limit = capacity(expert_TK.size(0), *limits)
+        else:
+            limit = capacity_of_unpadded(padding_T, *limits)
         return route(
             expert_TK.t(),
             self.num_experts,
-            capacity(expert_TK.size(0), *limits)
-            if padding_T is None
-            else capacity_of_unpadded(padding_T, *limits),
+            limit,
             priority_T=token_priority(priority, score_T),
             padding_T=padding_T,
         )
@@ -170,22 +153,10 @@ class TopKGate(Gate):
         logits_TE = self._logits(x_TM)
         gate_TE = logits_TE.softmax(dim=1)
         score_TK, expert_TK = self._choose(logits_TE, gate_TE)
-        keep_T = None if padding_T is None else ~padding_T
         routing = self._route(expert_TK, score_TK[:, 0], padding_T)
         weight_A = self._mask_outputs(self._combine_weights(score_TK, routing))
-        demand = routing.demand_E.sum()
-        with torch.no_grad():
-            entropy_T = -torch.special.xlogy(gate_TE, gate_TE).sum(1)
-            entropy = (entropy_T if keep_T is None else entropy_T * keep_T).sum()
-        stats = LayerStats(
-            balance_loss(gate_TE=gate_TE, expert_T=expert_TK[:, 0], keep_T=keep_T),
-            z_loss(logits_TE=logits_TE, keep_T=keep_T),
-            tokens=demand // self.options.k,
-            dropped=demand - routing.kept_E.sum(),
-            entropy=entropy,
-            load_E=routing.demand_E,
-        )
-        return GateOutput(routing, weight_A, stats, expert_TK, entropy_T)
+        scores = Scores(logits_TE, gate_TE, padding_T)
+        return GateOutput(routing, weight_A, expert_TK, scores)
 
     def _logits(self, x_TM: Tensor) -> Tensor:
         """[T, E] of at least float32, with jitter in training."""

@@ -15,7 +15,8 @@ from zcode_plugin.moe.context import CallContext
 from zcode_plugin.moe.exchange import Exchange, plan_exchange
 from zcode_plugin.moe.expert_list import ExpertList
 from zcode_plugin.moe.expert_stacks import ExpertStacks
-from zcode_plugin.moe.gate import Gate, GateOutput
+from zcode_plugin.moe.gate import Gate
+from zcode_plugin.moe.gate_output import GateOutput
 from zcode_plugin.moe.gating_dropout import GatingDropout, deal_out
 from zcode_plugin.moe.load import open_statistics
 from zcode_plugin.moe.residual import ResidualExpert
@@ -121,6 +122,18 @@ class MOELayer(FairscaleMOELayer):
             of its experts, before a residual expert adds its part; and `LayerStats` packed in a
             vector.
         """
+        output, stats = self._route_and_apply(x, padding_mask, context)
+        return output, stats().pack()
+
+    def forward_alone(
+        self, x: Tensor, padding_mask: Tensor | None = None, context: CallContext | None = None
+    ) -> Tensor:
+        """The output of `forward_with_stats`; the statistics are not computed."""
+        return self._route_and_apply(x, padding_mask, context)[0]
+
+    def _route_and_apply(
+        self, x: Tensor, padding_mask: Tensor | None, context: CallContext | None
+    ) -> tuple[Tensor, Callable[[], LayerStats]]:
         x_TM = x.reshape(-1, x.size(-1))
         padding_T = None if padding_mask is None else padding_mask.reshape(-1)
         if self._ignores_gate(context):
@@ -130,11 +143,11 @@ class MOELayer(FairscaleMOELayer):
         output = output_TM.view_as(x)
         if self.residual is not None:
             output = self.residual(x, output)
-        return output, stats.pack()
+        return output, stats
 
     def _follow_gate(
         self, x_TM: Tensor, padding_T: Tensor | None, context: CallContext | None
-    ) -> tuple[Tensor, LayerStats]:
+    ) -> tuple[Tensor, Callable[[], LayerStats]]:
         gated = cast(GateOutput, self.gate(x_TM, padding_T, context))
         routing = gated.routing
         place_KT = places(routing, gated.expert_TK.size(1), x_TM.size(0))
@@ -144,7 +157,8 @@ class MOELayer(FairscaleMOELayer):
         if statistics is not None:
             statistics.record(context, gated, padding_T, y_AM)
         weight_A = gated.weight_A.to(y_AM.dtype)
-        return combine(y_AM, weight_A, routing.token_A, place_KT), gated.stats
+        output_TM = combine(y_AM, weight_A, routing.token_A, place_KT)
+        return output_TM, lambda: gated.stats
 
     def _ignores_gate(self, context: CallContext | None) -> bool:
         probability = self.gating_dropout.probability
@@ -154,17 +168,19 @@ class MOELayer(FairscaleMOELayer):
             raise ValueError("gating dropout needs a context whose key all ranks share")
         return context.coin(probability)
 
-    def _stay_home(self, x_TM: Tensor, padding_T: Tensor | None) -> tuple[Tensor, LayerStats]:
+    def _stay_home(
+        self, x_TM: Tensor, padding_T: Tensor | None
+    ) -> tuple[Tensor, Callable[[], LayerStats]]:
         """Gating dropout: the experts of this rank or none, without the gate and its losses."""
-        stats = LayerStats.empty(cast(Gate, self.gate).num_experts, x_TM.device)
+        num_experts = cast(Gate, self.gate).num_experts
         output_TM = torch.zeros_like(x_TM)
-        if self.gating_dropout.policy == "skip":
-            return output_TM, stats
-        if padding_T is None:
-            padding_T = x_TM.new_zeros(x_TM.size(0), dtype=torch.bool)
-        token_A, kept = deal_out(padding_T, self.num_local_experts)
-        y_AM = self.experts(x_TM.index_select(0, token_A), kept)
-        return output_TM.index_copy(0, token_A, y_AM), stats
+        if self.gating_dropout.policy == "local":
+            if padding_T is None:
+                padding_T = x_TM.new_zeros(x_TM.size(0), dtype=torch.bool)
+            token_A, kept = deal_out(padding_T, self.num_local_experts)
+            y_AM = self.experts(x_TM.index_select(0, token_A), kept)
+            output_TM = output_TM.index_copy(0, token_A, y_AM)
+        return output_TM, lambda: LayerStats.empty(num_experts, x_TM.device)
 
     def _fill_slots(self, x: Tensor) -> Tensor:
         """The layer behind a gate of fairscale's kind."""

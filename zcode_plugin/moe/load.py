@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zcode_plugin.moe.context import CallContext
-from zcode_plugin.moe.gate import GateOutput
+from zcode_plugin.moe.gate_output import GateOutput
 
 # First positions of the buckets of positions in the sentence; the last bucket has no end.
 POSITION_STARTS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)

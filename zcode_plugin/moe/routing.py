@@ -96,15 +96,22 @@ def route(
     slot_A = _order(expert_A, k, num_tokens, priority_T)
     demand_E = torch.zeros(num_experts + 1, dtype=torch.int64, device=expert_A.device)
     demand_E = demand_E.scatter_add_(0, expert_A, torch.ones_like(expert_A))[:num_experts]
-    kept_E = demand_E.clamp(max=capacity)
+    drops = not isinstance(capacity, int) or capacity < num_tokens
+    kept_E = demand_E.clamp(max=capacity) if drops else demand_E
     kept = kept_E.tolist()  # the one place where the host waits for the device
     total = sum(kept)
+    slot_A = _within_capacity(slot_A, demand_E, kept_E, total) if drops else slot_A[:total]
+    token_A = slot_A if k == 1 else slot_A % max(num_tokens, 1)
+    return Routing(token_A, slot_A, kept_E, kept, demand_E)
+
+
+def _within_capacity(slot_A: Tensor, demand_E: Tensor, kept_E: Tensor, total: int) -> Tensor:
+    """The first `kept_E` rows of each expert, of its `demand_E`."""
     # Rows that fell behind the capacity of the experts before.
     skipped_E = (demand_E - kept_E).cumsum(0) - (demand_E - kept_E)
     place_A = torch.arange(total, device=slot_A.device)
     place_A = place_A + torch.repeat_interleave(skipped_E, kept_E, output_size=total)
-    slot_A = slot_A[place_A]
-    return Routing(slot_A % max(num_tokens, 1), slot_A, kept_E, kept, demand_E)
+    return slot_A[place_A]
 
 
 def _order(expert_A: Tensor, k: int, num_tokens: int, priority_T: Tensor | None) -> Tensor:

@@ -29,6 +29,11 @@ def recording() -> Iterator[Tape]:
         _open_tape.reset(token)
 
 
+def is_recording() -> bool:
+    """Whether a tape is open."""
+    return _open_tape.get() is not None
+
+
 def record_last_output(layer: nn.Module, name: str) -> None:
     """Whenever `layer` runs, put the last element of its output tuple on the open tape."""
 
