@@ -3,13 +3,12 @@
 
 A dense model and its MoE twin of equal compute per token see the same batches in as many updates,
 three seeds each. Two baselines say what the learned gate is worth: the twin with a gate that is a
-fixed hash of the token, three seeds, and with one that draws experts at random, one seed. Of
-bilingual models there is one for each language, both directions, with a quarter of the updates: in
-all twice the compute of the dense model. Scores are of 200 sentences a direction that no training
-has seen, unweighted means over directions and seeds. p is of sacreBLEU's paired bootstrap against
-the dense model of equal seed, over the sentences of all directions. The paper's columns are its own
-BLEU, of 50 languages and models of up to 10 billion parameters: not the same test, but the same
-table.
+fixed hash of the token, and with one that draws experts at random, one seed each. Of bilingual
+models there is one for each language, both directions, with a quarter of the updates: in all twice
+the compute of the dense model. Scores are of 200 sentences a direction that no training has seen,
+unweighted means over directions and seeds. p is of sacreBLEU's paired bootstrap against the dense
+model of equal seed, over the sentences of all directions. The paper's columns are its own BLEU, of
+50 languages and models of up to 10 billion parameters: not the same test, but the same table.
 """
 
 from __future__ import annotations
@@ -19,22 +18,23 @@ from itertools import chain, zip_longest
 import curves
 import quality
 from results import Report, Table, loss_charts
-from study import DENSE, MOE, Scale, both_ways, main
+from study import DENSE, EIGHT, Scale, both_ways, main
 from trainings import Study
 
 # BLEU on the paper's own test set: X->en, en->X, mean.
 PAPER = {
     "bilingual": (35.70, 30.40, 33.05), "dense": (35.16, 30.36, 32.76), "MoE": (42.09, 32.22, 37.15)
 }  # fmt: skip
-FIXED = {gate: (*MOE, "--moe-gate", gate) for gate in ("hash", "random")}
 
 
 def body(study: Study, scale: Scale) -> Report:
     systems = {
-        "dense": [scale.run("dense", DENSE, seed=seed) for seed in scale.seeds],
-        "MoE": [scale.run("moe", MOE, seed=seed) for seed in scale.seeds],
-        "hash gate": [scale.run("hash-gate", FIXED["hash"], seed=seed) for seed in scale.seeds],
-        "random gate": [scale.run("random-gate", FIXED["random"])],
+        "dense": [scale.dense(seed) for seed in scale.seeds],
+        "MoE": [scale.moe(seed) for seed in scale.seeds],
+    }
+    systems |= {
+        f"{gate} gate": [scale.run(f"{gate}-gate", (*EIGHT, "--moe-gate", gate))]
+        for gate in ("hash", "random")
     }
     bilingual = {
         pair: scale.run(

@@ -23,8 +23,10 @@ SHAPE = (
     "--decoder-ffn-embed-dim", "512", "--lr", "0.004", "--warmup-updates", "300",
 )  # fmt: skip
 DENSE = (*SHAPE, "--moe-freq", "0")
-GATE = ("--moe-gate-loss-wt", "0.01", "--moe-capacity-factor", "2")
-MOE = (*SHAPE, *GATE, "--moe-expert-count", "8")
+BALANCE = ("--moe-gate-loss-wt", "0.01", "--moe-capacity-factor", "2")
+GATE = (*BALANCE, "--moe-gate-sees-token")  # gates.py shows what that is worth
+EIGHT = (*SHAPE, *BALANCE, "--moe-expert-count", "8")
+MOE = (*EIGHT, "--moe-gate-sees-token")
 
 T = TypeVar("T")
 

@@ -67,6 +67,18 @@ def test_a_model_with_itself_and_twice_the_experts_per_token_is_the_model() -> N
     torch.testing.assert_close(logits(twice), logits(model), rtol=0, atol=1e-5)
 
 
+def test_the_part_of_a_gate_that_sees_the_token_is_scaled_with_the_rest() -> None:
+    model, args = build(moe_gate_sees_token=True)
+    state = join(gathered(model, args), gathered(other_than(model), args), gate_scale=None)
+    own = model.state_dict()
+    for layer in LAYERS:
+        joined, first = (weights[f"{layer}.gate.wg.weight"] for weights in (state["model"], own))
+        factor = float(joined[0, 0] / first[0, 0])
+        assert 1 < factor <= 4
+        torch.testing.assert_close(joined[:4], factor * first)
+    assert torch.isfinite(logits(loaded(state))).all()
+
+
 def test_a_gate_that_prefers_the_first_half_gives_the_first_model() -> None:
     model, args = build(moe_balance="bias", moe_normalize_gate_prob="true")
     for side in (model.encoder, model.decoder):
@@ -128,6 +140,7 @@ def test_the_gate_is_scaled_until_it_is_as_certain_as_before() -> None:
     [
         ({"encoder_attention_heads": 2}, "--encoder-attention-heads is 2 in one and 4"),
         ({"activation_fn": "gelu"}, "--activation-fn is gelu in one and relu"),
+        ({"moe_gate_sees_token": True}, "--moe-gate-sees-token is True in one and False"),
         ({"moe_freq": 1}, "only one of them has experts in decoder.layers.0.moe_layer"),
         ({"encoder_ffn_embed_dim": 64}, r"fc1.weight has \(64, 32\) in one and \(48, 32\)"),
         ({"encoder_embed_dim": 64}, "b.pt and a.pt are different models"),

@@ -28,6 +28,7 @@ OPTION_SETS: dict[str, dict[str, Any]] = {
     "bias": {"moe_balance": "bias", "moe_top_k": 2},
     "hash": {"moe_gate": "hash", "moe_top_k": 2},
     "random": {"moe_gate": "random"},
+    "gate that sees the token": {"moe_gate_sees_token": True, "moe_top_k": 2},
     "dense": {"moe_freq": 0, "activation_fn": "gelu_fast"},
     "experts everywhere": {"moe_freq": 1, "activation_fn": "tanh", "no_decoder_final_norm": True},
     "no shared embeddings": {"share_all_embeddings": False, "layernorm_embedding": True},
@@ -72,7 +73,15 @@ def test_logits_are_those_of_fairseq(options: dict[str, Any], tmp_path: Path) ->
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["top-2 of different counts", "learned positions", "hash"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "top-2 of different counts",
+        "learned positions",
+        "hash",
+        "gate that sees the token",
+    ],
+)
 @torch.no_grad()
 def test_a_step_with_a_cache_is_that_of_the_whole(name: str, tmp_path: Path) -> None:
     model, args = build(**OPTION_SETS[name])

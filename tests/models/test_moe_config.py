@@ -116,6 +116,11 @@ REFUSED: list[tuple[dict[str, object], str]] = [
         "--moe-batch-prioritized-routing needs the scores of a learned gate, --moe-gate hash has "
         "none: drop one of them",
     ),
+    (
+        {"moe_gate": "random", "moe_gate_sees_token": True},
+        "--moe-gate-sees-token needs the scores of a learned gate, --moe-gate random has none: "
+        "drop one of them",
+    ),
 ]
 
 

@@ -54,13 +54,14 @@ def test_recomputation_repeats_every_draw(reversal: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(value, other[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("gate", ["hash", "random"])
-def test_translations_of_fixed_gates_do_not_depend_on_the_batch(
+@pytest.mark.parametrize("gate", ["--moe-gate hash", "--moe-gate random", "--moe-gate-sees-token"])
+def test_translations_by_gates_that_know_tokens_do_not_depend_on_the_batch(
     reversal: Path, tmp_path: Path, gate: str
 ) -> None:
-    train(reversal, tmp_path, "--moe-gate", gate, "--max-update", "4")
+    train(reversal, tmp_path, *gate.split(), "--max-update", "4")
     checkpoint = tmp_path / "checkpoint_last.pt"
-    assert not [name for name in weights(checkpoint) if ".gate." in name]
+    learned = [name for name in weights(checkpoint) if ".gate." in name]
+    assert bool(learned) == (gate == "--moe-gate-sees-token")
     one, many = (
         lines(generate(reversal, checkpoint, "aa", "bb", "--batch-size", size), "H")
         for size in ("1", "64")

@@ -20,13 +20,15 @@ from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE
 from zcode_plugin.checkpoint.vocabulary import check_same
 from zcode_plugin.errors import UserError
+from zcode_plugin.moe.token_signs import SIGNS
 
 # What a model computes, as far as no shape of its weights shows it.
 _OPTIONS = (
     *("encoder_attention_heads", "decoder_attention_heads", "activation_fn", "layernorm_embedding"),
     *("encoder_normalize_before", "decoder_normalize_before", "no_scale_embedding"),
-    *("encoder_learned_pos", "decoder_learned_pos", "moe_top_k", "moe_gate", "moe_balance"),
-    *("moe_normalize_gate_prob", "moe_normalize_gate_prob_before_dropping", "moe_residual"),
+    *("encoder_learned_pos", "decoder_learned_pos", "moe_top_k", "moe_gate"),
+    *("moe_gate_sees_token", "moe_balance", "moe_normalize_gate_prob"),
+    *("moe_normalize_gate_prob_before_dropping", "moe_residual"),
 )
 _TASK_OPTIONS = ("encoder_langtok", "decoder_langtok", "objective_token")
 _HEADS = "heads."
@@ -129,14 +131,22 @@ def _biases(layer: str, models: Sequence[Gathered]) -> dict[str, Tensor]:
 def _input_norm(
     layer: str, state: Mapping[str, Any], weights: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
-    """Weight and bias [M] of the normalisation whose output the gate sees."""
+    """Mean and deviation of what the gate sees, as weight and bias of a normalisation.
+
+    [M], or [M + 64] where it sees the token's signs, too.
+    """
     block = layer.removesuffix(".moe_layer")
     side = block.partition(".")[0]
     before = config.get(config.section(state, "model"), f"{side}_normalize_before", False)
     after_attention = "self_attn" if side == "encoder" else "encoder_attn"
     name = "final" if before else after_attention
-    weight, bias = (weights[f"{block}.{name}_layer_norm.{part}"] for part in ("weight", "bias"))
-    return weight.float(), bias.float()
+    weight, bias = (
+        weights[f"{block}.{name}_layer_norm.{part}"].float() for part in ("weight", "bias")
+    )
+    if config.get(config.section(state, "model"), "moe_gate_sees_token", False):
+        weight = torch.cat((weight, torch.ones(SIGNS)))
+        bias = torch.cat((bias, torch.zeros(SIGNS)))
+    return weight, bias
 
 
 def fitting_scale(

@@ -108,6 +108,7 @@ def model_options(
             args.share_all_embeddings or args.share_decoder_input_output_embed
         ),
         "gate": "learned" if learned else "hash",  # random gates are hash gates in evaluation
+        "gate_sees_token": learned and moe.moe_gate_sees_token,
         "experts_per_token": int(moe.moe_top_k),
         "normalize_gate": learned and bool(moe.moe_top_k > 1 if normalize is None else normalize),
         "selection_bias": learned and moe.balance == "bias",

@@ -85,7 +85,7 @@ def parse_stack(name: str) -> Stack | None:
 
 
 def gate_key(layer: str) -> str:
-    """The entry of a layer's gate, [experts, d_model]."""
+    """The entry of a layer's gate, [experts, width of what it reads]."""
     return f"{layer}.gate.wg.weight"
 
 

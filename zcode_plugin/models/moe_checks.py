@@ -192,6 +192,7 @@ def _check_fixed_gate(moe: MoEConfig) -> None:
         "--moe-second-expert-policy sampling": str(moe.moe_second_expert_policy) == "sampling",
         "--moe-token-priority gate": str(moe.moe_token_priority) == "gate",
         "--moe-batch-prioritized-routing": moe.moe_batch_prioritized_routing,
+        "--moe-gate-sees-token": moe.moe_gate_sees_token,
     }
     if flag := first_given(contradictions):
         raise UserError(

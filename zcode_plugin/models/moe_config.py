@@ -77,6 +77,11 @@ class MoEConfig(FairseqDataclass):
         "training pass (random), or a fixed hash of the token (hash; random uses it in "
         "validation and translation)",
     )
+    moe_gate_sees_token: bool = _flag(
+        False,
+        "the learned gate reads which token it is, too, as 64 fixed random signs of its id beside "
+        "the layer's input: experts keep their tokens from the first updates on",
+    )
     moe_second_expert_policy: _SecondExpert = _flag(  # type: ignore[valid-type]
         "score",
         "the experts of a token after its first: those with the next best scores, or drawn in"
@@ -199,6 +204,7 @@ class MoEConfig(FairseqDataclass):
             token_priority=cast(TokenPriority, priority),
             second_expert_policy=cast(SecondExpertPolicy, str(self.moe_second_expert_policy)),
             selection_bias=self.balance == "bias",
+            sees_token=self.moe_gate_sees_token,
             output_masking=self.moe_eom,
             jitter_eps=self.moe_jitter_eps,
             normalize=None if normalize == "auto" else normalize == "true",

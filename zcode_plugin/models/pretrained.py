@@ -25,7 +25,7 @@ _SHAPE = (
 _EXPERTS = (
     *("moe_freq", "encoder_moe_freq", "decoder_moe_freq", "moe_expert_count"),
     *("encoder_moe_expert_count", "decoder_moe_expert_count", "moe_residual"),
-    *("moe_top_k", "moe_gate", "moe_normalize_gate_prob"),
+    *("moe_top_k", "moe_gate", "moe_gate_sees_token", "moe_normalize_gate_prob"),
     "moe_normalize_gate_prob_before_dropping",
 )
 

@@ -42,6 +42,20 @@ class CallContext:
         return random.Random(f"{self.key} {self.layer}").random() < probability
 
 
+def ids_of_tokens(context: CallContext | None, num_tokens: int) -> Tensor:
+    """int64 [T], for a gate that chooses by them.
+
+    Raises:
+        ValueError: the context has none, or not as many.
+    """
+    if context is None or context.token_ids is None:
+        raise ValueError("this gate needs a context with the ids of the layer's tokens")
+    id_T = context.token_ids.reshape(-1)
+    if id_T.numel() != num_tokens:
+        raise ValueError(f"{id_T.numel()} token ids do not fit {num_tokens} tokens")
+    return id_T
+
+
 _current: ContextVar[CallContext | None] = ContextVar("call_context", default=None)
 
 

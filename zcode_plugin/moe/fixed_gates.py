@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zcode_plugin.moe.context import CallContext
+from zcode_plugin.moe.context import CallContext, ids_of_tokens
 from zcode_plugin.moe.gate import Gate
 from zcode_plugin.moe.gate_output import GateOutput
 
@@ -40,11 +40,7 @@ class HashGate(Gate):
         return self._equal_weights(self._hashed(x_TM.size(0), context), padding_T)
 
     def _hashed(self, num_tokens: int, context: CallContext | None) -> Tensor:
-        if context is None or context.token_ids is None:
-            raise ValueError("hashing needs a context with the ids of the layer's tokens")
-        id_T = context.token_ids.reshape(-1)
-        if id_T.numel() != num_tokens:
-            raise ValueError(f"{id_T.numel()} token ids do not fit {num_tokens} tokens")
+        id_T = ids_of_tokens(context, num_tokens)
         return hash_experts(id_T, self.num_experts, self.options.k)
 
     def _equal_weights(self, expert_TK: Tensor, padding_T: Tensor | None) -> GateOutput:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from zcode_plugin.moe.context import CallContext
+from zcode_plugin.moe.context import CallContext, ids_of_tokens
 from zcode_plugin.moe.gate_output import GateOutput, Scores
 from zcode_plugin.moe.routing import (
     Routing,
@@ -19,6 +19,7 @@ from zcode_plugin.moe.routing import (
     route,
     token_priority,
 )
+from zcode_plugin.moe.token_signs import SIGNS, token_signs
 
 SecondExpertPolicy = Literal["score", "sampling"]
 
@@ -42,6 +43,7 @@ class GateOptions:
         output_masking: in training, each combine weight becomes 0 with this probability, so that
             the expert's output is lost to the token; the others grow by 1 / (1 - probability), so
             that evaluation needs no scaling (NLLB, arXiv 2207.04672).
+        sees_token: the gate reads the signs of the token's id, too, see `token_signs`.
         normalize: divide the combine weights of a token by their sum; None means when k > 1.
         normalize_before_dropping: take that sum over all choices rather than the kept ones.
         fp32: compute the gate in float32 whatever the model's dtype.
@@ -57,6 +59,7 @@ class GateOptions:
     selection_bias: bool = False
     jitter_eps: float = 0.0
     output_masking: float = 0.0
+    sees_token: bool = False
     normalize: bool | None = None
     normalize_before_dropping: bool = False
     fp32: bool = True
@@ -122,7 +125,8 @@ class Gate(nn.Module):
 class TopKGate(Gate):
     """Linear gate without bias, softmax over all experts, choice of k.
 
-    With `selection_bias` it has a float32 buffer of that name, [E], in the state dict.
+    With `sees_token` its weight, [E, M + 64], reads the signs of the token after the input. With
+    `selection_bias` it has a float32 buffer of that name, [E], in the state dict.
 
     Args:
         model_dim: M.
@@ -133,10 +137,13 @@ class TopKGate(Gate):
 
     def __init__(self, model_dim: int, num_experts: int, options: GateOptions | None = None):
         super().__init__(num_experts, options)
-        self.wg = nn.Linear(model_dim, num_experts, bias=False)
+        signs = SIGNS if self.options.sees_token else 0
+        self.wg = nn.Linear(model_dim + signs, num_experts, bias=False)
         # Normalised inputs then give logits of deviation 1. With a much smaller start all experts
         # get the weight 1 / E for long, and their outputs hardly count.
-        nn.init.normal_(self.wg.weight, std=model_dim**-0.5)
+        nn.init.normal_(self.wg.weight[:, :model_dim], std=model_dim**-0.5)
+        # Logits of deviation 4: at first it is the token that decides.
+        nn.init.normal_(self.wg.weight[:, model_dim:], std=4 * SIGNS**-0.5)
         bias = torch.zeros(num_experts) if self.options.selection_bias else None
         self.register_buffer("selection_bias", bias)
 
@@ -148,9 +155,12 @@ class TopKGate(Gate):
         Args:
             x_TM: [T, M] of any float dtype.
             padding_T: bool [T], True where a token is padding.
-            context: not needed by this gate.
+            context: has the ids of the T tokens; needed where the gate sees them.
+
+        Raises:
+            ValueError: the ids are needed and missing, or are not T.
         """
-        logits_TE = self._logits(x_TM)
+        logits_TE = self._logits(x_TM, context)
         gate_TE = logits_TE.softmax(dim=1)
         score_TK, expert_TK = self._choose(logits_TE, gate_TE)
         routing = self._route(expert_TK, score_TK[:, 0], padding_T)
@@ -158,7 +168,7 @@ class TopKGate(Gate):
         scores = Scores(logits_TE, gate_TE, padding_T)
         return GateOutput(routing, weight_A, expert_TK, scores)
 
-    def _logits(self, x_TM: Tensor) -> Tensor:
+    def _logits(self, x_TM: Tensor, context: CallContext | None) -> Tensor:
         """[T, E] of at least float32, with jitter in training."""
         weight = self.wg.weight
         precise = torch.promote_types(x_TM.dtype, torch.float32)
@@ -169,6 +179,9 @@ class TopKGate(Gate):
                 1 - self.options.jitter_eps, 1 + self.options.jitter_eps
             )
             x_TM = x_TM * noise_TM
+        if self.options.sees_token:
+            id_T = ids_of_tokens(context, x_TM.size(0))
+            x_TM = torch.cat((x_TM, token_signs(id_T).to(x_TM.dtype)), dim=1)
         with torch.autocast(x_TM.device.type, enabled=False):
             return nn.functional.linear(x_TM, weight).to(precise)
 

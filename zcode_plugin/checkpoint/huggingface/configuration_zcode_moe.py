@@ -27,6 +27,7 @@ class ZcodeMoeConfig(PretrainedConfig):
         share_all_embeddings: one table for source, target and output.
         share_decoder_input_output_embed: one table for target and output.
         gate: `learned`, or `hash`: the expert is a fixed function of the token's id.
+        gate_sees_token: a learned gate reads 64 signs of the token's id, too.
         experts_per_token: K.
         normalize_gate: a token's combine weights sum to 1.
         selection_bias: experts are chosen by score + bias.
@@ -70,6 +71,7 @@ class ZcodeMoeConfig(PretrainedConfig):
         share_all_embeddings: bool = True,
         share_decoder_input_output_embed: bool = True,
         gate: str = "learned",
+        gate_sees_token: bool = False,
         experts_per_token: int = 1,
         normalize_gate: bool = False,
         selection_bias: bool = False,
@@ -100,6 +102,7 @@ class ZcodeMoeConfig(PretrainedConfig):
         self.share_all_embeddings = share_all_embeddings
         self.share_decoder_input_output_embed = share_decoder_input_output_embed
         self.gate, self.normalize_gate = gate, normalize_gate
+        self.gate_sees_token = gate_sees_token
         self.experts_per_token = experts_per_token  # `top_k` would be taken for one of sampling
         self.selection_bias, self.gate_in_float32 = selection_bias, gate_in_float32
         self.residual_expert = residual_expert

@@ -24,8 +24,10 @@ from .configuration_zcode_moe import ZcodeMoeConfig
 
 # transformers renamed the field of outputs that holds the cache.
 _CACHE = "cache" if "cache" in Seq2SeqLMOutput.__dataclass_fields__ else "past_key_values"
-# Of the multiplicative hash of the hash gate; int64 wraps around.
+# Of the multiplicative hash of the hash gate and of SplitMix64; int64 wraps around.
 _MULTIPLIER, _HIGH_BITS = -7046029254386353131, 33
+_SECOND_MULTIPLIER, _THIRD_MULTIPLIER = -4658895280553007687, -7723592293110705685
+_SIGNS = 64
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": functional.relu,
@@ -148,23 +150,40 @@ class ResidualExpert(FeedForward):
         return routed * coefficient[..., :1] + self(x) * coefficient[..., 1:]
 
 
+def token_signs(id_N: Tensor) -> Tensor:
+    """float32 [N, 64] of -1 and 1: the bits of SplitMix64's number of each token id."""
+
+    def shift(bits: int) -> Tensor:  # fills with zeros
+        return z_N >> bits & (1 << 64 - bits) - 1
+
+    z_N = (id_N.long() + 1) * _MULTIPLIER
+    z_N = (z_N ^ shift(30)) * _SECOND_MULTIPLIER
+    z_N = (z_N ^ shift(27)) * _THIRD_MULTIPLIER
+    z_N = z_N ^ shift(31)
+    bit_NS = z_N.unsqueeze(1) >> torch.arange(_SIGNS, device=id_N.device) & 1
+    return (2 * bit_NS - 1).float()
+
+
 class Gate(nn.Module):
     """Scores all experts for each token and chooses K."""
 
     def __init__(self, config: ZcodeMoeConfig, width: int, experts: int):
         super().__init__()
         self.config = config
-        self.wg = nn.Linear(width, experts, bias=False)
+        signs = _SIGNS if config.gate_sees_token else 0
+        self.wg = nn.Linear(width + signs, experts, bias=False)
         bias = torch.zeros(experts)
         self.selection_bias = (
             nn.Parameter(bias, requires_grad=False) if config.selection_bias else None
         )
 
-    def forward(self, x_NM: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x_NM: Tensor, id_N: Tensor) -> tuple[Tensor, Tensor]:
         """Combine weights and experts of each token, both [N, K]."""
         weight = self.wg.weight
         if self.config.gate_in_float32:
             x_NM, weight = x_NM.float(), weight.float()
+        if self.config.gate_sees_token:
+            x_NM = torch.cat((x_NM, token_signs(id_N).to(x_NM.dtype)), dim=1)
         score_NE = functional.linear(x_NM, weight).float().softmax(dim=1)
         steered_NE = score_NE
         if self.selection_bias is not None:
@@ -210,7 +229,7 @@ class MoeLayer(nn.Module):
 
     def _choose(self, x_NM: Tensor, id_N: Tensor) -> tuple[Tensor, Tensor]:
         if self.gate is not None:
-            return self.gate(x_NM)
+            return self.gate(x_NM, id_N)
         hash_N = ((id_N.long() + 1) * _MULTIPLIER) >> _HIGH_BITS & 0x7FFFFFFF
         choice_K = torch.arange(self.top_k, device=id_N.device)
         expert_NK = (hash_N[:, None] + choice_K) % len(self.experts)
