@@ -108,6 +108,18 @@ def test_random_token_selection_is_the_baseline_of_paired_differences() -> None:
     assert row(("rts", "1.0"), losses, drops)[4:] == [None, None, None, 9.0]
 
 
+def test_gates_are_held_against_the_dense_model_of_equal_seed() -> None:
+    import gates
+
+    found = {"dense": [BASELINE, FASTER], "learned": [FASTER, FASTER]}
+    assert gates.differences(found["learned"], found["dense"]) == [-2.0, 0.0]
+    # After 100, 200 and 300 updates: 1, 2 and 2 for the first seed, nothing for the second.
+    assert gates.gains(found, "learned") == [0.5, 1.0, 1.0]
+    assert gates.finding(["learned", 2, 5.0, -0.1234, 0.02, 31.4]) == (
+        "A gate, learned: -0.123 bits (deviation 0.020) from the dense model; 31 % of tokens moved."
+    )
+
+
 def test_rounds_go_forth_and_back() -> None:
     assert list(translation.alternating(["a", "b"], 3)) == [
         (0, "a"), (0, "b"), (1, "b"), (1, "a"), (2, "a"), (2, "b"),
