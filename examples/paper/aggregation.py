@@ -5,7 +5,8 @@ A model with 4 experts is trained a little (trunk) and goes on twice, with the d
 orders (a, b). `zcode aggregate` makes one with 8 experts of the two, whose gate is then re-fitted
 alone, and which trains on. Beside it: the same without re-fitting, the same with every expert of
 `a` twice, `a` itself for as many updates, and the model with 8 experts from scratch. Losses are
-plotted over all updates that went into a model, those of both parents included. One seed.
+plotted over all updates that went into a model, those of both parents included. Every stage warms
+up anew, for 100 updates. One seed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def body(study: Study, scale: Scale) -> Report:
     }
     scratch = scale.moe()
     study.train([fitted, *later.values(), scratch])
-    fitted_on = going_on(study, scale, "aoe-fitted-on", study.checkpoint(fitted), n.on, 4)
+    fitted_on = going_on(study, scale, "aoe-fitted-on", study.checkpoint(fitted), n.on, 5)
     starts = {
         # One update that changes nothing: the loss of the checkpoint as it is.
         name: going_on(study, scale, f"aoe-{name}-start", path, 1, 4, "--lr", "0")
@@ -120,16 +121,19 @@ def report(found: dict[str, Losses], n: Lengths) -> Report:
          for number, (name, points) in enumerate(found.items())],
         y_range=(min(values) - 0.1, sorted(values)[round(0.8 * len(values))]),
     )  # fmt: skip
-    joined, fitted, doubled, alone = (
+    scratch, joined, fitted, doubled, alone = (
         found[name]
-        for name in ("a and b joined", "a and b joined, gate re-fitted",
+        for name in ("8 experts from scratch", "a and b joined", "a and b joined, gate re-fitted",
                      "a with each expert twice", "a, 4 experts")
     )  # fmt: skip
     findings = [
         f"At once, the joined model's loss is {joined[0][1] - alone[0][1]:+.3f} bits from that of "
         f"its parent a; {n.refit + n.on} updates later {joined[-1][1] - alone[-1][1]:+.3f} from a "
-        f"trained as long, {fitted[-1][1] - alone[-1][1]:+.3f} with the gate re-fitted first, and "
-        f"{doubled[-1][1] - alone[-1][1]:+.3f} for a with each expert twice."
+        f"that went on as long, {fitted[-1][1] - alone[-1][1]:+.3f} with the gate re-fitted first, "
+        f"and {doubled[-1][1] - alone[-1][1]:+.3f} for a with each expert twice.",
+        f"8 experts from scratch are {scratch[-1][1] - joined[-1][1]:+.3f} bits from the joined "
+        f"model, after {scratch[-1][0]:,} updates; into that went {joined[-1][0]:,}, into a "
+        f"{alone[-1][0]:,}.",
     ]
     table = Table("aggregation", "Validation loss, bits per target", columns, rows)
     return Report([1], [table], [chart], findings, {"lengths": n._asdict()})

@@ -25,18 +25,23 @@ class Measurements:
 
     Args:
         path: JSON file.
+        subject: what they are of, in terms of JSON; what was measured of another is forgotten.
     """
 
-    def __init__(self, path: Path):
-        self.path = path
-        self.known: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    def __init__(self, path: Path, subject: object):
+        self.path, self.subject = path, json.loads(json.dumps(subject))
+        stored = json.loads(path.read_text()) if path.exists() else {}
+        self.known: dict[str, float] = {}
+        if stored.get("subject") == self.subject:
+            self.known = stored["known"]
 
     def get(self, key: str, measure: Callable[[], float]) -> float:
         """What is known under a key, or what is measured now."""
         if key not in self.known:
             print(f"measuring {key}", flush=True)
             self.known[key] = measure()
-            write_files({self.path: (json.dumps(self.known, indent=1) + "\n").encode()})
+            stored = {"subject": self.subject, "known": self.known}
+            write_files({self.path: (json.dumps(stored, indent=1) + "\n").encode()})
         return self.known[key]
 
 

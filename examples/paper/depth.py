@@ -3,7 +3,8 @@
 
 A decoder's layer runs once for every token that is written, an encoder's once for a sentence, so
 layers that move from the decoder to the encoder make translation faster. Dense and MoE models of
-both shapes, trained alike, one seed; p is of sacreBLEU's paired bootstrap against 4 + 2 layers.
+both shapes, trained alike, one seed; every other layer has experts, so there are 3 of them in 4 + 2
+layers and 2 in 3 + 3; p is of sacreBLEU's paired bootstrap against 4 + 2 layers.
 Tokens per second are those of fairseq-generate on one thread, medians of rounds that alternate.
 """
 
@@ -38,7 +39,7 @@ def body(study: Study, scale: Scale) -> Report:
     }
     speed = decoding.speeds(
         study,
-        decoding.Measurements(study.folder / "depth.json"),
+        decoding.Measurements(study.folder / "depth.json", [run.options for run in runs.values()]),
         {", ".join(key): study.checkpoint(run) for key, run in runs.items()},
         [Direction(*pair) for pair in scale.pick((("de", "en"), ("en", "de")), (("cs", "en"),))],
         rounds=scale.pick(3, 1),

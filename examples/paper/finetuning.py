@@ -4,8 +4,8 @@
 In nine languages, a direction each, from a language to its titles, a symbol that the models have
 never seen. Models of the main table, which only translate, are trained on: dense and MoE, three
 seeds each, and for comparison a dense model from scratch. Pages are those of the corpus, divided
-as there, so no model has seen a page of the test. p is of sacreBLEU's paired bootstrap against the
-dense model of equal seed.
+as there; a page is left out of training if its text or its title stands in valid or test, too. p is
+of sacreBLEU's paired bootstrap against the dense model of equal seed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from results import Report, Table
 from study import DENSE, GATE, SHAPE, Scale, main, prepare
 from trainings import Run, Study
 
+WARM_UP = ("--warmup-updates", "50")
+
 
 def body(study: Study, scale: Scale) -> Report:
     dense = [scale.dense(seed) for seed in scale.seeds]
@@ -26,22 +28,17 @@ def body(study: Study, scale: Scale) -> Report:
     study.train([*dense, *moe])
     languages = ["en", *(pair.split("-")[0] for pair in scale.pairs)]
     titles = Study(study.folder / "titles", title_data(study), study.jobs)
-    # Languages that the models know, then symbols of titles.
-    known = (titles.data / "langs.txt").read_text().split()
-    common = (
-        "--langs", ",".join([*known, *(f"{one}title" for one in known)]), "--warmup-updates", "50"
-    )  # fmt: skip
 
     def tuned(name: str, run: Run, options: tuple[str, ...]) -> Run:
         seed = int(run.name.rpartition("-")[2])
         start = ("--finetune-from-model", str(study.checkpoint(run)))
-        return title_run(scale, name, languages, (*options, *common, *start), seed)
+        return title_run(scale, name, languages, (*options, *WARM_UP, *start), seed)
 
     systems = {
         "dense": [tuned("dense", run, DENSE) for run in dense],
         "MoE": [tuned("moe", run, (*SHAPE, *GATE)) for run in moe],
         "dense from scratch": [
-            title_run(scale, "scratch", languages, (*DENSE, *common), seed) for seed in scale.seeds
+            title_run(scale, "scratch", languages, (*DENSE, *WARM_UP), seed) for seed in scale.seeds
         ],
     }
     titles.train([run for several in zip(*systems.values(), strict=True) for run in several])
@@ -50,11 +47,11 @@ def body(study: Study, scale: Scale) -> Report:
     tests = quality.significance(paths, scale.seeds, "dense")
     rows = [
         [name, len(runs), *(scores(evaluated[name])),
-         fmean(min(point.loss for point in titles.curve(run)) for run in runs),
+         curves.final([titles.curve(run) for run in runs]),
          curves.deviation([mean(one, "bleu") for one in evaluated[name]])]
         for name, runs in systems.items()
     ]  # fmt: skip
-    columns = ["model", "seeds", "BLEU", "chrF++", "lowest validation loss", "deviation of BLEU"]
+    columns = ["model", "seeds", "BLEU", "chrF++", "final loss", "deviation of BLEU"]
     return Report(
         seeds=scale.seeds,
         tables=[
@@ -80,13 +77,30 @@ def title_data(study: Study) -> Path:
     source = study.data.parent / "corpus" / "raw" / "titles"
     raw, data = study.folder / "titles" / "raw", study.folder / "titles" / "data"
     raw.mkdir(parents=True, exist_ok=True)
-    for path in sorted(source.iterdir()):
-        split, language, kind = path.name.split(".")
-        side = language if kind == "body" else f"{language}title"
-        (raw / f"{split}.{language}-{language}title.{side}").write_bytes(path.read_bytes())
+    for language in sorted(path.name.split(".")[1] for path in source.glob("train.*.body")):
+        for split, examples in divided(source, language).items():
+            stem = raw / f"{split}.{language}-{language}title"
+            for number, kind in enumerate((language, f"{language}title")):
+                text = "".join(pair[number] for pair in examples)
+                stem.with_name(f"{stem.name}.{kind}").write_text(text)
     model = str(study.data / "sentencepiece.model")
     prepare(raw, data, study.folder / "prepare.log", "--sentencepiece-model", model)
     return data
+
+
+def divided(source: Path, language: str) -> dict[str, list[tuple[str, str]]]:
+    """Lines (text, title) of each part; none of training has a text or a title of another part."""
+
+    def read(split: str, kind: str) -> list[str]:
+        return (source / f"{split}.{language}.{kind}").read_text().splitlines(keepends=True)
+
+    parts = {
+        split: list(zip(read(split, "body"), read(split, "title"), strict=True))
+        for split in ("train", "valid", "test")
+    }
+    held_out = {line for split in ("valid", "test") for pair in parts[split] for line in pair}
+    parts["train"] = [pair for pair in parts["train"] if held_out.isdisjoint(pair)]
+    return parts
 
 
 def mean(result: quality.Results, metric: str) -> float:

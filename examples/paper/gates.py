@@ -80,15 +80,14 @@ def differences(model: curves.Curves, baseline: curves.Curves) -> list[float]:
 
 
 def moved(study: Study, run: Run) -> float:
-    """The share of the validation data's tokens that another checkpoint sends elsewhere."""
+    """The share of the validation data's tokens, in all layers, that go elsewhere."""
     folder = study.folder / run.name
     before, after = (
         choices(folder / name, study.data)
         for name in (f"checkpoint_1_{run.updates * 2 // 3}.pt", "checkpoint_last.pt")
     )
-    return fmean(
-        float((one != other).float().mean()) for one, other in zip(before, after, strict=True)
-    )
+    different = sum(int((one != other).sum()) for one, other in zip(before, after, strict=True))
+    return different / sum(one.numel() for one in before)
 
 
 @torch.no_grad()

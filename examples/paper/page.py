@@ -22,8 +22,8 @@ LibreOffice in English and eight languages, about 25,000 paragraphs each, divide
 are small enough for two cores. All models of a study are trained alike but for what it compares.
 """
 STUDIES = (
-    "main_table", "experts", "token_priority", "multitask", "aggregation", "pruning", "depth",
-    "finetuning", "throughput",
+    "main_table", "gates", "experts", "token_priority", "multitask", "aggregation", "pruning",
+    "depth", "finetuning", "throughput",
 )  # fmt: skip
 
 

@@ -67,14 +67,14 @@ class Pruned:
     """Pruned files of a checkpoint and what they score.
 
     Args:
-        study: in whose folder they are.
-        checkpoint: that is pruned.
+        study: whose data are translated.
+        checkpoint: that is pruned; the files lie beside it.
         directions: to translate.
     """
 
     def __init__(self, study: Study, checkpoint: Path, directions: str):
         self.study, self.checkpoint, self.directions = study, checkpoint, directions
-        self.folder = study.folder / "pruning"
+        self.folder = checkpoint.parent / "pruning"
         self.folder.mkdir(exist_ok=True)
         self.stats = self.folder / "stats.json"
         if not self.stats.exists():

@@ -101,7 +101,7 @@ def significance_table(name: str, tests: Sequence[Test], baseline: str) -> Table
         for test in sorted(tests, key=lambda test: (
             test.directions, order[test.system], test.metric, test.seed))
     ]  # fmt: skip
-    return Table(name, f"Against {baseline} of equal seed, all sentences", columns, rows)
+    return Table(name, f"Against {baseline} of equal seed", columns, rows)
 
 
 def finding(tests: Sequence[Test], system: str, baseline: str) -> str:

@@ -78,11 +78,12 @@ class Scale:
             directions: instead of both of each of `pairs`.
         """
         updates = updates or self.updates
-        # Validations come at equal distances; a save is where an interrupted run goes on.
-        every = str(max(1, updates // self.pick(10, 4)))
+        # Validations come at equal distances, where there is a record of the time, too; a save is
+        # where an interrupted run goes on.
+        every = max(1, updates // self.pick(10, 4))
         line = (
-            "--validate-interval-updates", every, "--log-interval", every,
-            "--save-interval-updates", str(max(1, updates // 5)), *options, "--seed", str(seed),
+            "--validate-interval-updates", str(every), "--log-interval", str(every),
+            "--save-interval-updates", str(self.pick(2, 1) * every), *options, "--seed", str(seed),
             "--lang-pairs", ",".join(directions or both_ways(self.pairs)),
         )  # fmt: skip
         return Run(f"{name}-{seed}", updates, line)
@@ -136,11 +137,12 @@ def make_data(work: Path) -> Path:
     build = [sys.executable, str(HERE / "help_corpus.py"), "--out", str(work / "corpus")]
     print("corpus and subwords, some minutes the first time", flush=True)
     call(build, log)
-    prepare(work / "corpus" / "raw", work / "data", log, "--vocab-size", "4000")
+    own = ("--vocab-size", "4000", "--character-coverage", "1")
+    prepare(work / "corpus" / "raw", work / "data", log, *own)
     return work / "data"
 
 
 def prepare(raw: Path, data: Path, log: Path, *options: str) -> None:
     """Run `zcode prepare`, which does nothing where its product is there."""
     command = [str(SCRIPTS / "zcode"), "prepare", "--raw", str(raw), "--out", str(data)]
-    call([*command, "--character-coverage", "1", *options], log)
+    call([*command, *options], log)

@@ -44,7 +44,8 @@ LOG = 20  # updates of a measurement of fairseq's
 
 
 def body(study: Study, scale: Scale) -> Report:
-    measurements = Measurements(study.folder / "throughput.json")
+    subject = [CONTESTANTS, *(run.options for run in (scale.dense(), scale.moe()))]
+    measurements = Measurements(study.folder / "throughput.json", subject)
     rounds = scale.pick(3, 1)
     training = training_speeds(study, scale, measurements, rounds)
     files = decoders(study, scale)
@@ -135,7 +136,7 @@ def decoders(study: Study, scale: Scale) -> dict[str, Path]:
     study.train([dense, moe])
     whole = study.checkpoint(moe)
     files = {"MoE, 4 of 8 experts": "half", "MoE, 8-bit experts": "int8"}
-    paths = {name: study.folder / f"moe-1-{short}.pt" for name, short in files.items()}
+    paths = {name: whole.with_name(f"{short}.pt") for name, short in files.items()}
     half, int8 = paths.values()
     if not half.exists():
         options = ("--keep", "50%", "--by", "random", "--out", str(half))

@@ -157,7 +157,10 @@ class Study:
         updates, walls = log.curve(TRAIN, "train_wall")
         seconds = dict(zip(updates, accumulate(walls), strict=True))
         losses = zip(*log.curve("valid", "mt_nll_loss"), strict=True)
-        return [Point(n, seconds.get(n, float("nan")), loss) for n, loss in losses]
+        # A run that was interrupted after its last save makes one update more.
+        return [
+            Point(n, seconds.get(n, float("nan")), loss) for n, loss in losses if n <= run.updates
+        ]
 
     def _log(self, run: Run) -> TrainingLog:
         return read_log(self.folder / run.name / "train.log")

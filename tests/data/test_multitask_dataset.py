@@ -92,6 +92,13 @@ def test_an_epoch_repeats_itself_and_differs_from_others() -> None:
     assert batches(build(mt=list(range(1, 40)), dae=list(range(1, 40)))) == first
 
 
+def test_an_objective_keeps_its_batches_whatever_stands_beside_it() -> None:
+    sizes = list(range(1, 40))
+    alone = batches(build(mt=sizes))
+    beside = batches(build(mt=sizes, dae=sizes, mlm=[3] * 50))
+    assert [batch["mt"] for batch in beside] == [batch["mt"] for batch in alone]
+
+
 def test_validation_batches_hold_one_objective_in_the_given_order() -> None:
     made = batches(build(joint=False, temperature=None, mt=[5] * 20, dae=[5] * 10))
     assert [list(batch) for batch in made] == [["mt"]] * 3 + [["dae"]] * 2

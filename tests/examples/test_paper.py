@@ -134,8 +134,27 @@ def test_measurements_are_made_once(tmp_path: Path) -> None:
         return 2.5
 
     for _ in range(2):
-        assert Measurements(tmp_path / "speed.json").get("one", measure) == 2.5
+        assert Measurements(tmp_path / "speed.json", ["a model"]).get("one", measure) == 2.5
     assert len(made) == 1
+    Measurements(tmp_path / "speed.json", ["another"]).get("one", measure)
+    assert len(made) == 2
+
+
+def test_no_title_of_training_stands_in_another_part(tmp_path: Path) -> None:
+    import finetuning
+
+    parts = {
+        "train": [("a text", "One"), ("the same text", "Two"), ("a third", "Held out")],
+        "valid": [("the same text", "Other")],
+        "test": [("another", "Held out")],
+    }
+    for split, pairs in parts.items():
+        for number, kind in enumerate(("body", "title")):
+            text = "".join(f"{pair[number]}\n" for pair in pairs)
+            (tmp_path / f"{split}.de.{kind}").write_text(text)
+    found = finetuning.divided(tmp_path, "de")
+    assert found["train"] == [("a text\n", "One\n")]
+    assert found["test"] == [("another\n", "Held out\n")]
 
 
 def test_studies_share_runs_that_are_the_same() -> None:
@@ -165,6 +184,8 @@ def test_time_of_training_adds_up(tmp_path: Path) -> None:
         lines.append({"epoch": 1, "update": 0.1, "num_updates": updates, "train_wall": "9"})
         valid = {"num_updates": updates, "mt_nll_loss": f"{8 - updates / 100}"}
         lines.append({"epoch": 1, **{f"valid_{name}": one for name, one in valid.items()}})
+    # A run that was interrupted after its last save makes one update more.
+    lines.append({"epoch": 1, "valid_num_updates": 301, "valid_mt_nll_loss": "5.1"})
     (folder / "train.log").write_text("\n".join(map(json.dumps, lines)))
     assert study.curve(Run("dense-1", 300, ())) == [
         Point(100, 9.0, 7.0), Point(200, 18.0, 6.0), Point(300, 27.0, 5.0),

@@ -220,12 +220,13 @@ class MultitaskDataset(FairseqDataset):
         return self._side_by_side(per_objective)
 
     def _side_by_side(self, per_objective: list[list[np.ndarray]]) -> list[np.ndarray]:
-        rng = np.random.default_rng((self.seed, self.epoch, len(self.streams)))
         length = len(per_objective[0])
         columns = []
-        for batches in per_objective:
+        for number, batches in enumerate(per_objective):
             if not batches:
                 return []
+            # By its own draws an objective keeps its order, whatever others stand beside it.
+            rng = np.random.default_rng((self.seed, self.epoch, number + 1))
             order = rng.permutation(len(batches))
             columns.append(
                 [
