@@ -21,14 +21,16 @@ def layer(tokens: int, dropped: int, balance: float) -> Tensor:
     ).pack()
 
 
-def logged(text: str, *ranks: dict[str, list[Tensor]]) -> dict[str, float]:
+def logged(text: str, *ranks: dict[str, list[Tensor]], standing_in: str = "") -> dict[str, float]:
+    """Metrics of what ranks log; batches of the objective `standing_in` have no targets."""
     from zcode_plugin.criterions.multitask_summed_loss import MultitaskSummedLoss, _empty_log
 
     objectives = parse_objectives(text)
     criterion = MultitaskSummedLoss(Namespace(objectives=objectives))
     outputs = []
     for stats in ranks:
-        log = {**_empty_log(objectives), "ntokens": 1}
+        log = _empty_log(objectives)
+        log.update({f"{name}_ntokens": int(name != standing_in) for name in stats})
         criterion._log_experts(log, stats)
         outputs.append(log)
     assert len({frozenset(log) for log in outputs}) == 1, "ranks add up their logs key by key"
@@ -58,6 +60,13 @@ def test_a_batch_of_one_objective_logs_nothing_of_the_other() -> None:
     assert "dae_overflow_expert1" not in values
     mixed = logged("mt:1,dae:1", {"mt": [layer(80, 8, 1.0)]}, {"dae": [layer(40, 8, 1.0)]})
     assert mixed["dae_overflow_expert1"] == pytest.approx(20)
+
+
+def test_a_batch_that_stands_in_for_another_counts_nothing() -> None:
+    stats = {"mt": [layer(80, 8, 1.0)], "dae": [layer(1, 1, 2.0)]}
+    values = logged("mt:1,dae:1", stats, standing_in="dae")
+    assert values["overflow_expert1"] == values["mt_overflow_expert1"] == pytest.approx(10)
+    assert "dae_overflow_expert1" not in values
 
 
 def test_one_objective_needs_no_second_set() -> None:

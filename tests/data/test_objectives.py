@@ -49,6 +49,7 @@ def test_a_weight_that_changes() -> None:
     updates = (0, 100, 150, 200, 300, 350, 400, 9999)
     assert [dae.weight_at(update) for update in updates] == [0, 0, 0.25, 0.5, 1, 0.75, 0.5, 0.5]
     assert {mt.weight_at(update) for update in updates} == {2}
+    assert dae.weight_at(None) == 0.5
     # No update without any objective: one is on its way before the other has ended.
     parse_objectives("mt:1@0,0@10,dae:0@5,1@20")
 

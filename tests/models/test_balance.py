@@ -72,3 +72,13 @@ def test_the_balance_loss_is_trained_with_loss_alone(reversal: Path, tmp_path: P
         weights[balance, weight] = model["encoder.layers.1.moe_layer.gate.wg.weight"]
     assert torch.equal(weights["none", "0"], weights["none", "5"])
     assert not torch.equal(weights["none", "0"], weights["loss", "5"])
+
+
+def test_layers_that_are_dropped_now_and_then_have_their_biases(
+    reversal: Path, tmp_path: Path
+) -> None:
+    train(
+        reversal, tmp_path, *BIAS, "--encoder-layerdrop", "0.5", "--decoder-layerdrop", "0.5",
+        "--max-update", "8",
+    )  # fmt: skip
+    assert all(bias.any() for bias in selection_biases(tmp_path).values())

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import pytest
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
-from zcode_plugin.models.moe_checks import check
+from zcode_plugin.models.moe_checks import check, check_parallel
 from zcode_plugin.models.moe_config import MoEConfig
 
 LAYOUTS: dict[str, tuple[dict[str, object], ExpertLayout]] = {
@@ -130,3 +132,19 @@ def test_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
         check(moe, expert_layout(moe, 4, 2))
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"use_bmuf": True}, "--use-bmuf makes the weights of all ranks one"),
+        ({"ddp_backend": "slowmo"}, "--ddp-backend slowmo makes the weights of all ranks one"),
+    ],
+)
+def test_what_would_average_experts_is_refused(option: dict[str, object], message: str) -> None:
+    args = Namespace(
+        encoder_layerdrop=0, decoder_layerdrop=0, zero_sharding="none", expert_parallel_size=2
+    )
+    check_parallel(args)
+    with pytest.raises(UserError, match=message):
+        check_parallel(Namespace(**vars(args), **option))

@@ -89,3 +89,23 @@ def test_hidden_values_are_released_with_the_graph() -> None:
     del output
     gc.collect()
     assert node() is None
+
+
+def test_without_gradients_hidden_values_are_those_of_one_expert() -> None:
+    hidden: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def activation(x: Tensor) -> Tensor:
+        alive.append(sum(earlier() is not None for earlier in hidden))
+        hidden.append(weakref.ref(x))
+        return torch.tanh(x)
+
+    experts, x_AM = make(activation)
+    with torch.no_grad():
+        experts(x_AM, [2, 2, 3])
+    assert alive == [0, 1, 1]  # those of the expert before, until there are others
+    hidden.clear()
+    alive.clear()
+    output = experts(x_AM, [2, 2, 3])
+    assert alive == [0, 1, 2]
+    output.sum().backward()

@@ -258,9 +258,11 @@ def test_options_that_cannot_work_are_refused(option: dict[str, Any], words: str
         check_fully_sharded(Namespace(**option), MoEConfig())
 
 
-def test_freezing_and_lost_gradients_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_freezing_and_lost_steps_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--freeze-except"):
         check_fully_sharded(Namespace(), MoEConfig(freeze_except="gate"))
+    with pytest.raises(UserError, match=r"--fp16 and --moe-balance bias .* --moe-balance loss"):
+        check_fully_sharded(Namespace(fp16=True), MoEConfig(moe_balance="bias"))
     offload = {"cpu_offload": True, "update_freq": [2]}
     check_fully_sharded(Namespace(**offload, cpu=True), MoEConfig())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

@@ -99,6 +99,35 @@ def test_rows_of_a_grown_dictionary(
     model.load_state_dict({**model.state_dict()}, strict=True)
 
 
+def test_a_gate_by_numbers_of_tokens_is_told_that_they_changed(
+    configure: Callable[..., Any],
+    pretrained: Path,
+    new_language: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from fairseq import tasks
+
+    options = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
+    for gate in ("learned", "hash"):
+        cfg = configure(new_language, *GROWN, *options, "--moe-gate", gate)
+        tasks.setup_task(cfg.task).build_model(cfg.model)
+        assert ("symbols have another number than in" in caplog.text) == (gate == "hash")
+
+
+def test_a_gate_of_another_shape_than_the_files_is_refused(
+    configure: Callable[..., Any],
+    pretrained: Path,
+    reversal: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
+    with pytest.raises(SystemExit, match="2"):
+        configure(reversal, "--objective-token", *options, "--moe-gate-sees-token")
+    assert "--moe-gate-sees-token False, this run True: drop the flag" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["language", pytest.param("summary", marks=pytest.mark.slow)])
 def test_a_new_language_and_summaries_are_learnt(
     pretrained: Path, new_language: Path, tmp_path: Path, kind: str

@@ -76,7 +76,8 @@ class MultitaskSummedLoss(FairseqCriterion):
     Attributes:
         normalizers: factor of each objective's summed loss, see `zcode_plugin.parallel.objectives`;
             the task sets it for each training batch.
-        update: updates so far, where a weight changes; the task sets it, too.
+        update: updates so far, where a weight changes; the task sets it, too. None in
+            fairseq-validate, which takes the weights that training ends with.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class MultitaskSummedLoss(FairseqCriterion):
         self.objectives = getattr(task, "objectives", (Objective("mt", 1.0),))
         self.corpora = getattr(task, "corpora", {})
         self.normalizers: dict[str, float] = {}
-        self.update = 0
+        self.update: int | None = None
 
     def forward(
         self, model: Any, sample: dict[str, Any], reduce: bool = True
@@ -166,8 +167,8 @@ class MultitaskSummedLoss(FairseqCriterion):
 
     def _log_experts(self, logs: dict[str, Any], stats: dict[str, list[Tensor]]) -> None:
         """Sums over layers, of all passes; with several objectives of each one's, too."""
-        counts = bool(logs["ntokens"])  # what stands in for no batch counts nothing
         for name, layers in stats.items():
+            counts = bool(logs[f"{name}_ntokens"])  # what stands in for no batch counts nothing
             for key, value in log_values(layers).items():
                 logs[key] = logs[key] + value * counts
                 if len(self.objectives) > 1:
@@ -180,7 +181,7 @@ class MultitaskSummedLoss(FairseqCriterion):
             for vector in layers:
                 stats = LayerStats.unpack(vector)
                 loss = balance_wt * stats.balance_loss + self.z_loss_wt * stats.z_loss
-                total = total.to(loss.device) + loss / len(layers)
+                total = total + loss / len(layers)  # a number on the CPU joins without a copy
         return total
 
     @classmethod

@@ -81,7 +81,7 @@ class MultitaskDataset(FairseqDataset):
     A collated batch maps the name of each objective in it to a batch as fairseq's
     `LanguagePairDataset` collates it, in the fixed order of the objectives, with one more entry:
     `corpora`, the name of each sentence's corpus. A rank that has no batch where others have one
-    gets a batch without targets, so that it takes part in what ranks do together.
+    gets batches without targets, in validation one of the first objective.
 
     Args:
         streams: one for each objective, in the fixed order; the first one's size is the epoch's.

@@ -10,8 +10,6 @@ from zcode_plugin.errors import UserError
 
 # The fixed order in which every rank runs them: expert parallelism depends on it.
 KNOWN = ("mt", "dae", "mlm", "electra")
-
-
 # Those whose batches hide tokens that the encoder tells.
 MASKED = ("mlm", "electra")
 
@@ -31,9 +29,11 @@ class Objective:
     weight: float
     schedule: Schedule | None = None
 
-    def weight_at(self, update: int) -> float:
-        """The weight after so many updates."""
-        return self.weight if self.schedule is None else self.schedule.at(update)
+    def weight_at(self, update: int | None) -> float:
+        """The weight after so many updates; the last one where their number is not known."""
+        if self.schedule is None or update is None:
+            return self.weight
+        return self.schedule.at(update)
 
 
 def parse_objectives(text: str) -> tuple[Objective, ...]:

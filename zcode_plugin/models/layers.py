@@ -91,7 +91,7 @@ class _ExpertFeedForward:
 
 
 class MoEEncoderLayer(_ExpertFeedForward, LeanEncoderLayer):
-    """Encoder layer with experts; returns (x, packed `LayerStats`)."""
+    """Encoder layer with experts; returns (x, packed `LayerStats`), empty ones in translation."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class MoEEncoderLayer(_ExpertFeedForward, LeanEncoderLayer):
 
 
 class MoEDecoderLayer(_ExpertFeedForward, TransformerDecoderLayerBase):
-    """Decoder layer with experts; returns (x, attention, packed `LayerStats`)."""
+    """Decoder layer with experts; returns (x, attention, packed `LayerStats`), as the encoder's."""
 
     def __init__(
         self,

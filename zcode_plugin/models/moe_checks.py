@@ -52,6 +52,38 @@ def check_parallel(args: Namespace) -> None:
         )
     if asks_for_zero_sharding(args):
         _check_zero_sharding(args)
+    averaging = {
+        "--use-bmuf": _given(args, "use_bmuf"),
+        "--ddp-backend slowmo": getattr(args, "ddp_backend", None) == "slowmo",
+    }
+    if flag := first_given(averaging):
+        raise UserError(
+            f"{flag} makes the weights of all ranks one, and with --expert-parallel-size "
+            f"{args.expert_parallel_size} each has experts of its own: drop one of them"
+        )
+
+
+def check_task(args: Namespace, task: object) -> None:
+    """Refuse a task that knows nothing of what ranks do not share.
+
+    Args:
+        args: all options of the run.
+        task: that builds the model.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if getattr(task, "trains_experts", False):
+        return
+    sizes = {
+        _flag(name): getattr(args, name, None) or 1
+        for name in ("expert_parallel_size", "model_parallel_size")
+    }
+    if flag := first_given({f"{flag} {size}": size > 1 for flag, size in sizes.items()}):
+        raise UserError(
+            f"{flag} needs --task multitask_multilingual, which scales and averages the gradients "
+            "of what ranks do not share; tasks of stock would train something else"
+        )
 
 
 def check_alone(args: Namespace) -> None:
@@ -129,6 +161,11 @@ def check_fully_sharded(args: Namespace, moe: MoEConfig) -> None:
         "--freeze-except": (
             moe.freeze_except is not None,
             "a shard is trained as a whole or not at all: leave it out, or take another backend",
+        ),
+        "--fp16 and --moe-balance bias": (
+            _given(args, "fp16") and moe.balance == "bias",
+            "fairscale makes the bias half a precision too, which its steps are lost in: give "
+            "--moe-balance loss",
         ),
         "--cpu-offload and --update-freq": (
             drops_gradients,

@@ -213,6 +213,11 @@ class MoEConfig(FairseqDataclass):
         )
 
     @property
+    def gate_knows_tokens(self) -> bool:
+        """Whether experts are chosen by the numbers of tokens, alone or among other things."""
+        return str(self.moe_gate) != "learned" or self.moe_gate_sees_token
+
+    @property
     def gating_dropout(self) -> GatingDropout:
         """How often the gate is ignored, and what instead."""
         policy = cast(GatingDropoutPolicy, str(self.moe_gating_dropout_policy))

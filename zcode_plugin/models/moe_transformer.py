@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from copy import copy
 from typing import Any
 
+import torch.distributed as dist
 from fairseq.data import Dictionary
 from fairseq.distributed import fsdp_wrap
 from fairseq.models import register_model
@@ -23,19 +24,19 @@ from torch import Tensor, nn
 from zcode_plugin.checkpoint.config import asks_for_zero_sharding
 from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
+from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, add_head_arguments, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
-from zcode_plugin.models.moe_checks import check, check_fully_sharded, check_parallel
+from zcode_plugin.models.moe_checks import check, check_fully_sharded, check_parallel, check_task
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.models.sliced import slice_layer, slice_vocabulary
 from zcode_plugin.models.sliced_checks import check_sliced
-from zcode_plugin.moe import TopKGate
 from zcode_plugin.moe.context import calling, hand_in_context
 from zcode_plugin.moe.tape import record_last_output, recording
 from zcode_plugin.parallel import fully_sharded
-from zcode_plugin.parallel.balancing import LoadBalancer
+from zcode_plugin.parallel.balancing import LoadBalancer, gates_of
 from zcode_plugin.parallel.gradients import prepare_model
 from zcode_plugin.parallel.tensor import TensorSlicing, tensor_slicing
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
@@ -164,7 +165,15 @@ class MoETransformer(TransformerModel):
         add_head_arguments(parser)
 
     @classmethod
+    @exits_on_user_error
     def build_model(cls, args: Namespace, task: FairseqTask) -> MoETransformer:
+        """What stock's commands call, with tasks of stock, too; see `build`."""
+        if dist.is_initialized():
+            check_task(args, task)
+        return cls.build(args, task)
+
+    @classmethod
+    def build(cls, args: Namespace, task: FairseqTask) -> MoETransformer:
         """Build the model for this rank.
 
         Raises:
@@ -201,7 +210,7 @@ class MoETransformer(TransformerModel):
 
                 arrange(topology)
         if moe.balance == "bias":
-            model.balancer = LoadBalancer(_gates(model), moe.moe_bias_update_rate)
+            model.balancer = LoadBalancer(gates_of(model), moe.moe_bias_update_rate)
         return model
 
     @classmethod
@@ -280,14 +289,3 @@ def _places(
         check_sliced(args)
     counts = [count for side in layout.values() for count in side.values()]
     return slicing, expert_topology(moe.expert_parallel_size, counts, slicing.size)
-
-
-def _gates(model: MoETransformer) -> dict[str, TopKGate]:
-    """The gate of each MoE layer, by the name under which the layer's statistics are recorded."""
-    return {
-        f"{side}.layers.{index}": gate
-        for side in ("encoder", "decoder")
-        for index, layer in enumerate(getattr(model, side).layers)
-        for gate in layer.modules()
-        if isinstance(gate, TopKGate)
-    }

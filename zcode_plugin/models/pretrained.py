@@ -29,6 +29,9 @@ _EXPERTS = (
     "moe_normalize_gate_prob_before_dropping",
 )
 
+# Of these, those that change which weights there are.
+_WEIGHTS = ("moe_freq", "moe_residual", "moe_gate_sees_token")
+
 
 def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> None:
     """Take options that the user left open from the file of `--finetune-from-model`.
@@ -59,7 +62,7 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> None:
             setattr(args, name, value)
             if str(preset.get(name, False)) != str(value):
                 taken.append(f"{flag} {value}")
-        elif name in _SHAPE and str(given) != str(value):
+        elif name in (*_SHAPE, *_WEIGHTS) and str(given) != str(value):
             raise UserError(
                 f"--finetune-from-model {path} has {flag} {value}, this run {given}: drop the flag"
             )

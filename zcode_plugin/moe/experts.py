@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from zcode_plugin.moe.expert_stacks import ExpertStacks
 from zcode_plugin.moe.feed_forward import Between, ExpertFeedForward
 from zcode_plugin.moe.gradient_storage import GradientStorage
-from zcode_plugin.moe.grouped import can_use_grouped_mm, grouped_linear
+from zcode_plugin.moe.grouped import can_use_grouped_mm, counts_on, grouped_linear
 
 
 class Experts(ExpertStacks):
@@ -85,8 +85,7 @@ class Experts(ExpertStacks):
         """`forward`, with another bias [L, M] at the end, or none."""
         dropout = self.dropout if self.training else 0.0
         if can_use_grouped_mm(x_AM, self.fc1_weight, self.fc2_weight):
-            # From pinned memory, or the copy would wait for the device.
-            kept_L = torch.tensor(kept, pin_memory=True).to(x_AM.device, non_blocking=True)
+            kept_L = counts_on(x_AM.device, kept)
             hidden_AF = grouped_linear(x_AM, self.fc1_weight, self.fc1_bias, kept_L)
             hidden_AF = nn.functional.dropout(self.activation(hidden_AF), dropout)
             return grouped_linear(hidden_AF, self.fc2_weight, fc2_bias, kept_L)
@@ -99,6 +98,7 @@ class Experts(ExpertStacks):
             kept,
             Between(self.activation, dropout),
             self._gradient_storages,
+            torch.is_grad_enabled(),
         )
 
     @torch.no_grad()

@@ -36,7 +36,17 @@ def grouped_linear(
     """
     ends_L = kept_L.cumsum(0).to(torch.int32)
     y_AO = torch.nn.functional.grouped_mm(x_AI, weight_LOI.transpose(1, 2), offs=ends_L)
-    if bias_LO is None:
-        return y_AO
-    expert_A = torch.repeat_interleave(kept_L, output_size=x_AI.size(0))
+    return y_AO if bias_LO is None else add_biases(y_AO, bias_LO, kept_L)
+
+
+def add_biases(y_AO: Tensor, bias_LO: Tensor, kept_L: Tensor) -> Tensor:
+    """To each row the bias of its expert; see `grouped_linear`."""
+    expert_A = torch.repeat_interleave(kept_L, output_size=y_AO.size(0))
     return y_AO + bias_LO[expert_A]
+
+
+def counts_on(device: torch.device, kept: list[int]) -> Tensor:
+    """int64 [L]; the host does not wait for a GPU."""
+    if device.type == "cpu":
+        return torch.tensor(kept)
+    return torch.tensor(kept, pin_memory=True).to(device, non_blocking=True)

@@ -115,7 +115,7 @@ class MOELayer(FairscaleMOELayer):
         Args:
             x: [..., M]; all leading dimensions together are the T tokens.
             padding_mask: bool of x's leading shape, True at padding, or None.
-            context: of this call; gating dropout needs one.
+            context: of this call; gating dropout needs one, and a gate that chooses by tokens.
 
         Returns:
             The output, of x's shape and dtype, 0 where a token is padding or was dropped by all

@@ -57,10 +57,11 @@ def capacity(
 def capacity_of_unpadded(
     padding_T: Tensor, num_experts: int, k: int, factor: float, min_capacity: int = 4
 ) -> Tensor:
-    """`capacity` of the tokens that are no padding, int64 scalar; the device counts them itself."""
+    """`capacity` of the tokens that are no padding, int64 scalar; the device counts them itself.
+
+    The factor is above 0.
+    """
     num_tokens = (~padding_T).sum()
-    if factor <= 0:
-        return num_tokens
     wanted = (k * num_tokens).double() / num_experts * factor
     wanted = wanted.round(decimals=6).ceil().long().clamp(min=min_capacity)
     return torch.minimum(num_tokens, wanted)

@@ -1,7 +1,7 @@
 """Gathers the statistics of all MoE layers of one forward pass.
 
 Stock encoder and decoder loops pass on hidden states alone, so layers hand their packed
-`LayerStats` to the tape that is open; without one they are dropped. A forward hook at the outside
+`LayerStats` to the tape that is open; without one nobody needs them. A forward hook at the outside
 of a layer does that, where activation checkpointing has already turned the layer's outputs into
 outputs of the checkpoint, gradients included.
 """

@@ -32,14 +32,10 @@ class LoadBalancer:
         self.rate = rate
         self.counting = True
         self._loads: dict[str, Tensor] = {}
-        self.discard()
 
     def discard(self) -> None:
         """Forget the loads since the last update."""
-        self._loads = {
-            name: torch.zeros(gate.num_experts, dtype=torch.float64)
-            for name, gate in self.gates.items()
-        }
+        self._loads.clear()
 
     def observe(self, tape: Mapping[str, Tensor]) -> None:
         """Add the loads of one pass; `tape` has the packed `LayerStats` of layers by name."""
@@ -47,19 +43,36 @@ class LoadBalancer:
             return
         for name, vector in tape.items():
             load_E = LayerStats.unpack(vector.detach()).load_E.double()
-            self._loads[name] = self._loads[name].to(load_E.device) + load_E
+            self._loads[name] = self._loads[name] + load_E if name in self._loads else load_E
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the biases, the same way on every rank; one all-reduce for all layers."""
         biases = {name: _bias(gate) for name, gate in self.gates.items()}
-        loads = torch.cat([self._loads[name].to(bias.device) for name, bias in biases.items()])
+        loads = torch.cat(
+            [
+                self._loads.get(name, torch.zeros_like(bias, dtype=torch.float64))
+                for name, bias in biases.items()
+            ]
+        )
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(loads)
         sizes = [bias.numel() for bias in biases.values()]
         for bias, load_E in zip(biases.values(), loads.split(sizes), strict=True):
             bias += self.rate * torch.sign(load_E.mean() - load_E).to(bias.dtype)
         self.discard()
+
+
+def gates_of(model: Any) -> dict[str, TopKGate]:
+    """The gates of an encoder-decoder model, by the names under which statistics are recorded."""
+    return {
+        f"{side}.layers.{index}": gate
+        for side in ("encoder", "decoder")
+        # By number: a list with LayerDrop leaves some out when it is gone through.
+        for index in range(len(getattr(model, side).layers))
+        for gate in getattr(model, side).layers[index].modules()
+        if isinstance(gate, TopKGate)
+    }
 
 
 def _bias(gate: TopKGate) -> Tensor:

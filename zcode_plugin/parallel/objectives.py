@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from zcode_plugin.data.objectives import MASKED
+from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.topology import collective_device
+
+# torch's DistributedDataParallel, stock's default.
+_DDP = ("pytorch_ddp", "c10d")
 
 
 def normalizers(
@@ -53,3 +59,26 @@ def target_counts(sample: dict[str, Any]) -> dict[str, int]:
             if name == "electra":
                 counts[f"{name}.false"] = batch["nplaces"]
     return counts
+
+
+def check_backend(options: Any, objectives: Sequence[str]) -> None:
+    """Refuse torch's DDP where passes of an update use different parts of the model.
+
+    DDP takes the parameters that the last pass does not use for done, and fails when the gradients
+    of an earlier pass reach them.
+
+    Args:
+        options: of the run.
+        objectives: names.
+
+    Raises:
+        UserError: naming the backend that works.
+    """
+    apart = [name for name in objectives if name in MASKED]
+    several = dist.is_initialized() and dist.get_world_size() > 1 and len(objectives) > 1
+    if several and apart and getattr(options, "ddp_backend", None) in _DDP:
+        raise UserError(
+            f"--ddp-backend {options.ddp_backend} cannot train {apart[0]}, which has no decoder, "
+            f"beside {next(name for name in objectives if name != apart[0])}: give --ddp-backend "
+            "legacy_ddp"
+        )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from fairscale.nn.model_parallel.mappings import (
     copy_to_model_parallel_region,
     gather_from_model_parallel_region,
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from zcode_plugin.moe.exchange import Exchange
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gradient_storage import GradientStorage
+from zcode_plugin.moe.grouped import add_biases, counts_on
 from zcode_plugin.parallel.tensor import TensorSlicing, mark_sliced, own_draws
 
 
@@ -51,9 +51,7 @@ class SlicedExperts(Experts):
         y_AM = reduce_from_model_parallel_region(y_AM)
         if self.fc2_bias is None:
             return y_AM
-        kept_L = torch.tensor(kept, device=y_AM.device)
-        expert_A = torch.repeat_interleave(kept_L, output_size=y_AM.size(0))
-        return y_AM + self.fc2_bias[expert_A]
+        return add_biases(y_AM, self.fc2_bias, counts_on(y_AM.device, kept))
 
 
 def _slice(weight: nn.Parameter, dim: int, slicing: TensorSlicing) -> nn.Parameter:

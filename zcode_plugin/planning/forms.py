@@ -13,8 +13,6 @@ from zcode_plugin.errors import UserError
 from zcode_plugin.planning.activations import Activations
 from zcode_plugin.planning.shapes import ModelShape
 
-Precision = Literal["fp32", "fp16", "memory-efficient-fp16"]
-
 
 @dataclass(frozen=True)
 class ElementBytes:

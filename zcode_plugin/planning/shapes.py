@@ -79,7 +79,7 @@ def build(args: Namespace, vocabulary: int) -> MoETransformer:
     """
     dictionary = Vocabulary(vocabulary)
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary, objectives=())
-    return MoETransformer.build_model(args, task)
+    return MoETransformer.build(args, task)
 
 
 def measure_shape(args: Namespace, vocabulary: int) -> ModelShape:

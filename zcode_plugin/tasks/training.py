@@ -6,16 +6,19 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from fairseq.data import Dictionary
 from fairseq.distributed.utils import get_global_group
 from fairseq.tasks import FairseqTask
+from fairseq.utils import apply_to_sample
 from torch import Tensor
 
 from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.vocabulary import rows_for
+from zcode_plugin.data.objectives import Objective
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.models.moe_checks import check_alone
 from zcode_plugin.models.moe_transformer import MoETransformer
@@ -31,11 +34,11 @@ from zcode_plugin.parallel.faults import (
     set_timeout,
 )
 from zcode_plugin.parallel.gradients import attach
-from zcode_plugin.parallel.objectives import normalizers, target_counts
+from zcode_plugin.parallel.objectives import check_backend, normalizers, target_counts
 from zcode_plugin.parallel.replicas import check_replicas
 from zcode_plugin.parallel.shards import parameter_names
 from zcode_plugin.parallel.tensor import WHOLE, TensorSlicing, tensor_slicing
-from zcode_plugin.parallel.topology import ExpertTopology, check_sizes
+from zcode_plugin.parallel.topology import ExpertTopology, check_sizes, collective_device
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
 from zcode_plugin.tasks.log_file import close_repeated_handlers
@@ -47,12 +50,17 @@ class TrainingTask(FairseqTask):
     """The part of the task that trains.
 
     Attributes:
+        objectives: what is trained, in the fixed order.
         bleu: translates validation batches; None without `--eval-bleu`.
         trained_parameters: names, in the order in which the optimizer numbers them.
     """
 
+    # What models with experts on several ranks, and loss-free balancing, need of a task.
+    trains_experts = True
+
     cfg: MultitaskMultilingualConfig
     dictionary: Dictionary
+    objectives: Sequence[Objective] = ()
     bleu: BleuEvaluation | None = None
     trained_parameters: Sequence[str] = ()
     _generator: Any = None
@@ -84,6 +92,7 @@ class TrainingTask(FairseqTask):
             check_alone(cfg)
         if not from_checkpoint:
             _check_trainable(cfg)
+            check_backend(cfg, [objective.name for objective in self.objectives])
         model = super().build_model(cfg, from_checkpoint)
         self.trained_parameters = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -124,6 +133,14 @@ class TrainingTask(FairseqTask):
             pretrained,
             int((rows_V < 0).sum()),
         )
+        moved = int(((rows_V >= 0) & (rows_V != torch.arange(len(rows_V)))).sum())
+        if moved and model.moe.gate_knows_tokens:
+            logger.warning(
+                "%d symbols have another number than in %s: the gate tells tokens by their numbers "
+                "and sends these to other experts than it did there",
+                moved,
+                pretrained,
+            )
 
     @property
     def language_tokens(self) -> set[int]:
@@ -180,11 +197,34 @@ class TrainingTask(FairseqTask):
         self, sample: dict[str, Any], model: Any, criterion: Any
     ) -> tuple[Tensor, Any, dict[str, Any]]:
         """Stock's step; with `--eval-bleu` translations, too, each rank by itself."""
+        if _is_shared(model):
+            sample = self._with_objectives_of_all_ranks(sample)
         with failing_together("validation", _is_shared(model)):
             loss, sample_size, logs = super().valid_step(sample, model, criterion)
             if self.bleu is not None:
                 logs.update(self._translate(sample, model))
         return loss, sample_size, logs
+
+    def _with_objectives_of_all_ranks(self, sample: dict[str, Any]) -> dict[str, Any]:
+        """Ranks need the same passes, and a validation batch is of one objective."""
+        names = [objective.name for objective in self.objectives]
+        if len(names) == 1:
+            return sample
+        device = next(iter(sample.values()))["target"].device
+        present = torch.tensor([float(name in sample) for name in names])
+        present = present.to(collective_device())
+        dist.all_reduce(present)
+        return {
+            name: sample[name]
+            if name in sample
+            else apply_to_sample(lambda value: value.to(device), self.empty_batch(name))
+            for name, ranks in zip(names, present.tolist(), strict=True)
+            if ranks
+        }
+
+    def empty_batch(self, objective: str) -> dict[str, Any]:
+        """A batch of an objective without sentences."""
+        raise NotImplementedError
 
     def _translate(self, sample: dict[str, Any], model: Any) -> dict[str, int]:
         assert self.bleu is not None
@@ -213,6 +253,11 @@ def _check_trainable(cfg: Any) -> None:
         raise UserError(
             f"--moe-expert-bits {bits} cannot be trained: leave it out, and make the checkpoint "
             f"smaller afterwards with zcode quantise --bits {bits}"
+        )
+    if getattr(cfg, "amp", False) and getattr(cfg, "moe_freq", None) is not None:
+        raise UserError(
+            "--amp cannot train experts, whose ranks would skip different updates: give --bf16 or "
+            "--fp16"
         )
 
 
