@@ -15,8 +15,8 @@ import sysconfig
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from zcode_plugin.reporting.logs import TRAIN, TrainingLog, read_logs
@@ -63,7 +63,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Point:
-    """A validation: after how many updates and seconds of training; the loss in bits a target."""
+    """A validation: after how many updates and seconds of training; the loss in bits a target.
+
+    Seconds are updates times the median time of an update.
+    """
 
     updates: int
     seconds: float
@@ -153,14 +156,16 @@ class Study:
     def curve(self, run: Run) -> list[Point]:
         """The validations of a run, in the order of updates."""
         log = self._log(run)
-        # Time of updates alone, without validation; stock logs that since its last record.
-        updates, walls = log.curve(TRAIN, "train_wall")
-        seconds = dict(zip(updates, accumulate(walls), strict=True))
+        # Time of updates alone, without validation; stock logs that since its last record. What
+        # else ran on the machine for a while does not move the median.
+        walls = dict(zip(*log.curve(TRAIN, "train_wall"), strict=True))
+        starts = [0, *walls]
+        seconds = median(
+            wall / (end - start) for start, (end, wall) in zip(starts, walls.items(), strict=False)
+        )
         losses = zip(*log.curve("valid", "mt_nll_loss"), strict=True)
         # A run that was interrupted after its last save makes one update more.
-        return [
-            Point(n, seconds.get(n, float("nan")), loss) for n, loss in losses if n <= run.updates
-        ]
+        return [Point(n, n * seconds, loss) for n, loss in losses if n <= run.updates]
 
     def _log(self, run: Run) -> TrainingLog:
         return read_log(self.folder / run.name / "train.log")
