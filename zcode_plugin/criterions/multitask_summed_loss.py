@@ -95,7 +95,7 @@ class MultitaskSummedLoss(FairseqCriterion):
         self.discriminator_wt = electra_discriminator_wt
         self.objectives = getattr(task, "objectives", (Objective("mt", 1.0),))
         self.corpora = getattr(task, "corpora", {})
-        self.normalizers: dict[str, float] = {}
+        self.normalizers: dict[str, float | Tensor] = {}
         self.update: int | None = None
 
     def forward(

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.errors import UserError
@@ -18,12 +19,13 @@ _DDP = ("pytorch_ddp", "c10d")
 
 def normalizers(
     sample: dict[str, Any], *, ignore: bool = False, by_tokens: bool = False
-) -> dict[str, float]:
+) -> dict[str, float | Tensor]:
     """For each name of `target_counts`: targets of the first objective per target of this one.
 
     fairseq's trainer divides the summed loss by the summed sample size, which is the number of the
     first objective's targets. A loss that is first multiplied by these factors is, after that, a
-    mean over its own targets. All counts are those of all ranks together.
+    mean over its own targets. All counts are those of all ranks together; where there are several,
+    factors are scalars on the device of their collectives, and the host does not wait for them.
 
     Args:
         sample: maps each objective's name to its batch, the same names in the same order on all
@@ -34,20 +36,30 @@ def normalizers(
     targets = target_counts(sample)
     if len(targets) < 2:
         return dict.fromkeys(targets, 1.0)
-    counts = torch.tensor(
+    counts_N = torch.tensor(
         [0.0 if ignore else float(count) for count in targets.values()], dtype=torch.float64
     )
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        counts = counts.to(collective_device())
-        dist.all_reduce(counts)
-    totals = dict(zip(targets, counts.tolist(), strict=True))
-    first = next(iter(totals.values()))
-    shares = dict.fromkeys(totals, 1.0)
+    names = list(targets)
+    if not (dist.is_initialized() and dist.get_world_size() > 1):
+        return dict(zip(names, _factors(counts_N, names, by_tokens).tolist(), strict=True))
+    device = collective_device()
+    if device.type != "cpu":  # from pinned memory, or the host would wait for the last update
+        counts_N = counts_N.pin_memory().to(device, non_blocking=True)
+    dist.all_reduce(counts_N)
+    return dict(zip(names, _factors(counts_N, names, by_tokens).float().unbind(), strict=True))
+
+
+def _factors(counts_N: Tensor, names: list[str], by_tokens: bool) -> Tensor:
+    """See `normalizers`; 0 where there are no targets."""
+    share_N = torch.ones_like(counts_N)
     if by_tokens:
         # What stands behind a dot is a part of its objective, not one more.
-        everything = sum(count for name, count in totals.items() if "." not in name)
-        shares = {name: totals[name.partition(".")[0]] / max(1.0, everything) for name in totals}
-    return {name: shares[name] * first / count if count else 0.0 for name, count in totals.items()}
+        counts = dict(zip(names, counts_N.unbind(), strict=True))
+        everything = torch.stack([counts[name] for name in names if "." not in name]).sum()
+        own_N = torch.stack([counts[name.partition(".")[0]] for name in names])
+        share_N = own_N / everything.clamp(min=1)
+    factor_N = share_N * counts_N[0] / counts_N.clamp(min=1)
+    return factor_N.where(counts_N > 0, torch.zeros_like(factor_N))
 
 
 def target_counts(sample: dict[str, Any]) -> dict[str, int]:
