@@ -29,6 +29,7 @@ def test_one_process_learns_both_directions(
     assert bleu(generate(reversal, learnt, src, tgt)) > 90
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_with_experts_spread_over_them(reversal: Path, tmp_path: Path) -> None:
     train(
         reversal, tmp_path, *LEARN, "--expert-parallel-size", "2", "--multitask", "mt:1,dae:0.2",
