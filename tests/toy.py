@@ -6,6 +6,7 @@ at the right positions.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import re
@@ -43,6 +44,12 @@ def run(*arguments: object, ranks: int = 1, timeout: int = 300) -> str:
     done = command(*arguments, ranks=ranks, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
+
+
+def records(output: str, kind: str) -> list[dict[str, str]]:
+    """What was logged as JSON on lines that hold `kind`, such as `train_inner`."""
+    found = [line for line in output.splitlines() if kind in line]
+    return [json.loads(line[line.index("{") :]) for line in found]
 
 
 def write_reversal(directory: Path, sentences: dict[str, int], longest: int = 6) -> Path:

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
-from toy import EXACT, MODEL, PLUGIN, TASK, command, train
+from toy import EXACT, MODEL, PLUGIN, TASK, command, records, train
 
 TWO = ("--expert-parallel-size", "2")
 BOTH = ("--multitask", "mt:1,mlm:1")
-
-
-def validation(output: str) -> dict[str, Any]:
-    [line] = [line for line in output.splitlines() if '"valid_loss"' in line]
-    found: dict[str, Any] = json.loads(line[line.index("{") :])
-    return found
 
 
 def test_validation_goes_through_the_same_passes_on_all_ranks(
@@ -24,8 +16,8 @@ def test_validation_goes_through_the_same_passes_on_all_ranks(
 ) -> None:
     """3 batches of mt, then 5 of mlm: in the second step one rank has either."""
     options = (*BOTH, *EXACT, "--lr", "0", "--batch-size-valid", "40", "--max-update", "1")
-    one = validation(train(reversal, tmp_path / "one", *options))
-    two = validation(train(reversal, tmp_path / "two", *options, *TWO, ranks=2))
+    [one] = records(train(reversal, tmp_path / "one", *options), '"valid_loss"')
+    [two] = records(train(reversal, tmp_path / "two", *options, *TWO, ranks=2), '"valid_loss"')
     assert one.keys() == two.keys()
     assert "valid_mlm_accuracy" in one
     compared = [key for key in one if "loss" in key or "accuracy" in key or "entropy" in key]

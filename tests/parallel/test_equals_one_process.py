@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from toy import EXACT, run, train
+from toy import EXACT, records, run, train
 
 from zcode_plugin.checkpoint import io
 
@@ -26,10 +25,7 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 def log(output: str, key: str) -> list[float]:
     """The values of `key` in the training log, update by update."""
-    entries = [
-        json.loads(line[line.index("{") :]) for line in output.splitlines() if "train_inner" in line
-    ]
-    return [float(entry[key]) for entry in entries]
+    return [float(entry[key]) for entry in records(output, "train_inner")]
 
 
 def merged_weights(save_dir: Path) -> dict[str, Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from itertools import combinations
 from pathlib import Path
 
 import pytest
-from toy import TASK, generate, lines, run, train
+from toy import TASK, generate, lines, records, run, train
 
 from zcode_plugin.checkpoint import io
 
@@ -58,21 +57,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def entries(output: str, kind: str) -> list[dict[str, str]]:
-    return [json.loads(line[line.index("{") :]) for line in output.splitlines() if kind in line]
-
-
 def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
     whole = train(data, tmp_path / "whole", *OPTIONS, "--max-update", "14", ranks=2)
-    losses = entries(whole, "train_inner")
+    losses = records(whole, "train_inner")
     names = [f"{name}_loss" for name in OBJECTIVES]
     assert len(losses) == 14
     assert all(name in entry for entry in losses for name in names)
-    [validation, *_] = entries(whole, '"valid_loss"')
+    [validation, *_] = records(whole, '"valid_loss"')
     assert all(f"valid_{name}" in validation for name in names)
     assert "valid_electra_nll_loss_cc" in validation
     best = io.load_options(tmp_path / "whole" / "checkpoint_best-rank-0.pt")["extra_state"]["best"]
-    valid = [entry["valid_mt_nll_loss_cc-aa"] for entry in entries(whole, '"valid_loss"')]
+    valid = [entry["valid_mt_nll_loss_cc-aa"] for entry in records(whole, '"valid_loss"')]
     assert best == min(map(float, valid))
 
     resumed = tmp_path / "resumed"
@@ -81,7 +76,7 @@ def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
         saved = tmp_path / "whole" / f"checkpoint_1_7-rank-{rank}.pt"
         shutil.copy(saved, resumed / f"checkpoint_last-rank-{rank}.pt")
     output = train(data, resumed, *OPTIONS, "--max-update", "14", ranks=2)
-    again = entries(output, "train_inner")
+    again = records(output, "train_inner")
     assert len(again) == 7
     for entry, expected in zip(again, losses[7:], strict=True):
         for name in (*names, "loss", "gnorm", "electra_false_share", "mt_overflow_expert1"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from toy import MODEL, TASK, command, generate, lines, run, train
+from toy import MODEL, TASK, command, generate, lines, records, run, train
 
 from zcode_plugin.checkpoint import io
 
@@ -31,8 +30,7 @@ def pretrained(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 def entries(output: str) -> list[dict[str, str]]:
     """What training logged of each update."""
-    found = [line for line in output.splitlines() if "train_inner" in line]
-    return [json.loads(line[line.index("{") :]) for line in found]
+    return records(output, "train_inner")
 
 
 def write_pair(
@@ -62,18 +60,21 @@ def new_language(tmp_path_factory: pytest.TempPathFactory) -> Path:
 GROWN = ("--langs", "aa,bb,cc", "--lang-pairs", "aa-cc", "--objective-token")
 
 
+@pytest.fixture
+def grown(
+    configure: Callable[..., Any], pretrained: Path, new_language: Path, tmp_path: Path
+) -> Callable[..., Any]:
+    """Options of a run that goes on with another language, and further ones."""
+    start = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
+    return lambda *options: configure(new_language, *GROWN, *start, *options)
+
+
 def test_rows_of_a_grown_dictionary(
-    configure: Callable[..., Any],
-    pretrained: Path,
-    new_language: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    grown: Callable[..., Any], pretrained: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from fairseq import tasks
 
-    cfg = configure(
-        new_language, *GROWN, "--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path)
-    )
+    cfg = grown()
     task = tasks.setup_task(cfg.task)
     with caplog.at_level("INFO"):
         model = task.build_model(cfg.model)
@@ -100,17 +101,12 @@ def test_rows_of_a_grown_dictionary(
 
 
 def test_a_gate_by_numbers_of_tokens_is_told_that_they_changed(
-    configure: Callable[..., Any],
-    pretrained: Path,
-    new_language: Path,
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
+    grown: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     from fairseq import tasks
 
-    options = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
     for gate in ("learned", "hash"):
-        cfg = configure(new_language, *GROWN, *options, "--moe-gate", gate)
+        cfg = grown("--moe-gate", gate)
         tasks.setup_task(cfg.task).build_model(cfg.model)
         assert ("symbols have another number than in" in caplog.text) == (gate == "hash")
 

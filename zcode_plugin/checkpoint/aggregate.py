@@ -137,13 +137,14 @@ def _input_norm(
     """
     block = layer.removesuffix(".moe_layer")
     side = block.partition(".")[0]
-    before = config.get(config.section(state, "model"), f"{side}_normalize_before", False)
+    options = config.section(state, "model")
+    before = config.get(options, f"{side}_normalize_before", False)
     after_attention = "self_attn" if side == "encoder" else "encoder_attn"
     name = "final" if before else after_attention
     weight, bias = (
         weights[f"{block}.{name}_layer_norm.{part}"].float() for part in ("weight", "bias")
     )
-    if config.get(config.section(state, "model"), "moe_gate_sees_token", False):
+    if config.get(options, "moe_gate_sees_token", False):
         weight = torch.cat((weight, torch.ones(SIGNS)))
         bias = torch.cat((bias, torch.zeros(SIGNS)))
     return weight, bias

@@ -132,7 +132,7 @@ class MultitaskDataset(FairseqDataset):
     def collater(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         if not samples:
             streams = self.streams if self.joint else self.streams[:1]
-            return {stream.name: {**self.empty(stream.name), "corpora": []} for stream in streams}
+            return {stream.name: self.empty_batch(stream.name) for stream in streams}
         batches = {}
         for number, stream in enumerate(self.streams):
             part = [sample for sample in samples if sample["objective"] == number]
@@ -140,6 +140,10 @@ class MultitaskDataset(FairseqDataset):
                 batch = batches[stream.name] = self.collate(stream.name, part)
                 batch["corpora"] = [stream.corpus(row).name for row in batch["id"].tolist()]
         return batches
+
+    def empty_batch(self, objective: str) -> dict[str, Any]:
+        """A batch of an objective without targets, of no corpus."""
+        return {**self.empty(objective), "corpora": []}
 
     def size(self, index: int) -> tuple[int, int]:
         number, _, row = _unpack(int(index))

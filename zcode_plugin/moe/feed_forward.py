@@ -98,7 +98,7 @@ class ExpertFeedForward(torch.autograd.Function):
             kept: rows of each expert, L numbers that sum to A.
             between: what stands between fc1 and fc2.
             storages: where the gradients of the two weights are written.
-            keeps: whether `backward` may come; in here gradients are always off.
+            keeps: whether gradients are on; in here they are always off.
         """
         y_AM = x_AM.new_empty(x_AM.size(0), fc2_LMF.size(1))
         values: list[Tensor] = []
@@ -107,7 +107,7 @@ class ExpertFeedForward(torch.autograd.Function):
             hidden = _linear(x_AM[rows], fc1_LFM, fc1_LF, expert)
             hidden, kept_values, keep = between.forward(hidden)
             _linear(hidden, fc2_LMF, fc2_LM, expert, out=y_AM[rows])
-            if keeps:
+            if keeps and any(ctx.needs_input_grad):
                 values.append(kept_values)
                 masks.extend([] if keep is None else [keep])
         ctx.save_for_backward(x_AM, fc1_LFM, fc2_LMF, *values, *masks)

@@ -27,16 +27,6 @@ class Scores:
     gate_TE: Tensor
     padding_T: Tensor | None
 
-    @cached_property
-    def keep_T(self) -> Tensor | None:
-        return None if self.padding_T is None else ~self.padding_T
-
-    @cached_property
-    def entropy_T(self) -> Tensor:
-        """float32 [T], entropy of the distribution, in nats."""
-        with torch.no_grad():
-            return -torch.special.xlogy(self.gate_TE, self.gate_TE).sum(1)
-
 
 @dataclass(frozen=True)
 class GateOutput:
@@ -59,7 +49,8 @@ class GateOutput:
         """float32 [T], entropy of the gate's distribution, in nats; 0 without scores."""
         if self.scores is None:
             return torch.zeros(self.expert_TK.size(0), device=self.expert_TK.device)
-        return self.scores.entropy_T
+        with torch.no_grad():
+            return -torch.special.xlogy(self.scores.gate_TE, self.scores.gate_TE).sum(1)
 
     @cached_property
     def stats(self) -> LayerStats:
@@ -82,8 +73,8 @@ class GateOutput:
         if scores is None:
             zero = torch.zeros((), device=self.expert_TK.device)
             return zero, zero, zero
-        keep_T = scores.keep_T
-        entropy_T = scores.entropy_T if keep_T is None else scores.entropy_T * keep_T
+        keep_T = None if scores.padding_T is None else ~scores.padding_T
+        entropy_T = self.entropy_T if keep_T is None else self.entropy_T * keep_T
         return (
             balance_loss(gate_TE=scores.gate_TE, expert_T=self.expert_TK[:, 0], keep_T=keep_T),
             z_loss(logits_TE=scores.logits_TE, keep_T=keep_T),

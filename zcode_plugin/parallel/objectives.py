@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.errors import UserError
+from zcode_plugin.moe.grouped import counts_on
 from zcode_plugin.parallel.topology import collective_device
 
 # torch's DistributedDataParallel, stock's default.
@@ -36,15 +37,12 @@ def normalizers(
     targets = target_counts(sample)
     if len(targets) < 2:
         return dict.fromkeys(targets, 1.0)
-    counts_N = torch.tensor(
-        [0.0 if ignore else float(count) for count in targets.values()], dtype=torch.float64
-    )
+    counts = [0 if ignore else int(count) for count in targets.values()]
     names = list(targets)
     if not (dist.is_initialized() and dist.get_world_size() > 1):
+        counts_N = torch.tensor(counts).double()
         return dict(zip(names, _factors(counts_N, names, by_tokens).tolist(), strict=True))
-    device = collective_device()
-    if device.type != "cpu":  # from pinned memory, or the host would wait for the last update
-        counts_N = counts_N.pin_memory().to(device, non_blocking=True)
+    counts_N = counts_on(collective_device(), counts).double()
     dist.all_reduce(counts_N)
     return dict(zip(names, _factors(counts_N, names, by_tokens).float().unbind(), strict=True))
 

@@ -171,19 +171,12 @@ class MultitaskMultilingualTask(TrainingTask):
             raise UserError(f"{directory} has no data of the split {split} for any objective")
         if self.bleu is not None and "mt" not in {stream.name for stream in streams}:
             raise UserError(f"--eval-bleu: {directory} has no parallel data of the split {split}")
-        collater = self._collater()
+        collater = Collater(
+            self.dictionary, self.cfg.left_pad_source, self.cfg.required_seq_len_multiple
+        )
         self.datasets[split] = MultitaskDataset(
             streams, collater, collater.empty, seed=self.cfg.seed, joint=is_train
         )
-
-    def _collater(self) -> Collater:
-        return Collater(
-            self.dictionary, self.cfg.left_pad_source, self.cfg.required_seq_len_multiple
-        )
-
-    def empty_batch(self, objective: str) -> dict[str, Any]:
-        """See `TrainingTask.empty_batch`; it is of no corpus."""
-        return {**self._collater().empty(objective), "corpora": []}
 
     def _check_sampling_weights(self, streams: list[Stream]) -> None:
         known = {corpus.name: None for stream in streams for corpus in stream.corpora}

@@ -18,6 +18,7 @@ from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.vocabulary import rows_for
+from zcode_plugin.data.multitask_dataset import MultitaskDataset
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.models.moe_checks import check_alone
@@ -211,20 +212,17 @@ class TrainingTask(FairseqTask):
         if len(names) == 1:
             return sample
         device = next(iter(sample.values()))["target"].device
+        dataset: MultitaskDataset = next(iter(self.datasets.values()))  # all make the same
         present = torch.tensor([float(name in sample) for name in names])
         present = present.to(collective_device())
         dist.all_reduce(present)
         return {
             name: sample[name]
             if name in sample
-            else apply_to_sample(lambda value: value.to(device), self.empty_batch(name))
+            else apply_to_sample(lambda value: value.to(device), dataset.empty_batch(name))
             for name, ranks in zip(names, present.tolist(), strict=True)
             if ranks
         }
-
-    def empty_batch(self, objective: str) -> dict[str, Any]:
-        """A batch of an objective without sentences."""
-        raise NotImplementedError
 
     def _translate(self, sample: dict[str, Any], model: Any) -> dict[str, int]:
         assert self.bleu is not None
