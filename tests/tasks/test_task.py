@@ -247,3 +247,12 @@ def test_sampling_weights_of_directions_and_languages(configure: Configure, reve
     mt, dae = task.dataset("train").streams
     assert [int((mt.corpus_of == number).sum()) for number in (0, 1)] == [6000, 2000]
     assert [int((dae.corpus_of == number).sum()) for number in (0, 1)] == [6400, 1600]
+
+
+def test_amp_is_refused_where_there_are_experts(
+    configure: Configure, reversal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load(configure, reversal, "--amp", "--moe-freq", "0")
+    with pytest.raises(SystemExit, match="2"):
+        load(configure, reversal, "--amp")
+    assert "--amp cannot train experts" in capsys.readouterr().err

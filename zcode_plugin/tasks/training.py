@@ -24,6 +24,7 @@ from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.models.moe_checks import check_alone
 from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.models.sliced_checks import check_one_process
+from zcode_plugin.moe import MOELayer
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
 from zcode_plugin.parallel import fully_sharded
@@ -99,6 +100,7 @@ class TrainingTask(FairseqTask):
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         if not from_checkpoint:
+            _check_precision(cfg, model)
             self._check_start(cfg, model)
         if self.bleu is not None:
             self._generator = super().build_generator(
@@ -252,7 +254,11 @@ def _check_trainable(cfg: Any) -> None:
             f"--moe-expert-bits {bits} cannot be trained: leave it out, and make the checkpoint "
             f"smaller afterwards with zcode quantise --bits {bits}"
         )
-    if getattr(cfg, "amp", False) and getattr(cfg, "moe_freq", None) is not None:
+
+
+def _check_precision(cfg: Any, model: Any) -> None:
+    has_experts = any(isinstance(module, MOELayer) for module in model.modules())
+    if has_experts and getattr(cfg, "amp", False):
         raise UserError(
             "--amp cannot train experts, whose ranks would skip different updates: give --bf16 or "
             "--fp16"
