@@ -27,21 +27,28 @@ EXACT = (
 )  # fmt: skip
 
 
-def command(*arguments: object, ranks: int = 1, timeout: int = 300) -> subprocess.CompletedProcess:
-    """Run a console script; with `ranks` > 1 under torchrun. Never raises for its exit code."""
+def command(
+    *arguments: object, ranks: int = 1, timeout: int = 300, gpu: bool = False
+) -> subprocess.CompletedProcess:
+    """Run a console script; with `ranks` > 1 under torchrun. Never raises for its exit code.
+
+    Without `gpu` it sees none.
+    """
     script, *rest = (str(argument) for argument in arguments)
     line = [str(SCRIPTS / script), *rest]
     if ranks > 1:
         line = [str(SCRIPTS / "torchrun"), "--standalone", "--nproc-per-node", str(ranks), *line]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if not gpu:
+        environment["CUDA_VISIBLE_DEVICES"] = ""
     return subprocess.run(
         line, capture_output=True, text=True, timeout=timeout, env=environment, check=False
     )
 
 
-def run(*arguments: object, ranks: int = 1, timeout: int = 300) -> str:
+def run(*arguments: object, ranks: int = 1, timeout: int = 300, gpu: bool = False) -> str:
     """Standard output of a command that must succeed; what it logged is in the failure."""
-    done = command(*arguments, ranks=ranks, timeout=timeout)
+    done = command(*arguments, ranks=ranks, timeout=timeout, gpu=gpu)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
 
@@ -81,27 +88,35 @@ def write_reversal(directory: Path, sentences: dict[str, int], longest: int = 6)
     return data
 
 
-def train(data: Path, save_dir: Path, *options: object, ranks: int = 1) -> str:
-    """Stock fairseq-train with the plugin on the CPU; the options given come last, and win."""
+def train(data: Path, save_dir: Path, *options: object, ranks: int = 1, gpu: bool = False) -> str:
+    """Stock fairseq-train with the plugin; the options given come last, and win."""
     distributed = (
         ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp") if ranks > 1 else ()
     )
     return run(
         "fairseq-train", data, *TASK, *MODEL, "--criterion", "multitask_summed_loss",
-        "--optimizer", "adam", "--lr", "0.003", "--max-tokens", "1000", "--cpu",
+        "--optimizer", "adam", "--lr", "0.003", "--max-tokens", "1000",
         "--num-workers", "0", "--data-buffer-size", "0", "--log-format", "json",
         "--log-interval", "1",
         "--no-epoch-checkpoints", "--encoder-langtok", "tgt", *distributed,
-        "--save-dir", save_dir, *options,
-        ranks=ranks,
+        "--save-dir", save_dir, *_device(gpu), *options,
+        ranks=ranks, gpu=gpu,
     )  # fmt: skip
 
 
-def generate(data: Path, checkpoint: Path, src: str, tgt: str, *options: object) -> str:
+def _device(gpu: bool) -> tuple[str, ...]:
+    return () if gpu else ("--cpu",)
+
+
+def generate(
+    data: Path, checkpoint: Path, src: str, tgt: str, *options: object, gpu: bool = False
+) -> str:
     """Output of stock fairseq-generate."""
     return run(
         "fairseq-generate", data, *TASK, "-s", src, "-t", tgt, "--encoder-langtok", "tgt",
-        "--path", checkpoint, "--scoring", "sacrebleu", "--cpu", "--max-len-b", "10", *options,
+        "--path", checkpoint, "--scoring", "sacrebleu", "--max-len-b", "10",
+        *_device(gpu), *options,
+        gpu=gpu,
     )  # fmt: skip
 
 
