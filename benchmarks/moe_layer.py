@@ -45,7 +45,7 @@ def main() -> None:
     ]
     record = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "machine": f"{platform.machine()}, {args.threads} threads, {args.device}",
+        "machine": f"{platform.machine()}, {args.threads} threads, {device_name(args.device)}",
         "torch": torch.__version__,
         "tokens": args.tokens,
         "dim": args.dim,
@@ -57,6 +57,10 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(record, indent=2) + "\n")
         print(f"results: {args.out}")
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device.startswith("cuda") else device
 
 
 def parse_arguments() -> argparse.Namespace:

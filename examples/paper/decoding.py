@@ -11,6 +11,7 @@ from itertools import product
 from pathlib import Path
 from statistics import median
 
+from study import Scale
 from trainings import Study
 
 from zcode_plugin.cli.evaluation.generation import Direction
@@ -56,7 +57,10 @@ class Setting:
         return f"beam {self.beam}, batch {self.batch}"
 
 
-SETTINGS = tuple(Setting(*both) for both in product((1, 5), (1, 64)))
+def settings(scale: Scale) -> list[Setting]:
+    """All that are measured."""
+    # What has hardly been trained writes endlessly: sentence by sentence that takes minutes.
+    return [Setting(*both) for both in product((1, 5), scale.pick((1, 64), (64,)))]
 
 
 def speeds(
@@ -65,7 +69,7 @@ def speeds(
     files: Mapping[str, Path],
     directions: Sequence[Direction],
     rounds: int,
-    settings: Sequence[Setting] = SETTINGS,
+    settings: Sequence[Setting],
 ) -> dict[tuple[str, Setting], float]:
     """Tokens per second on one thread, medians over rounds, by file and setting."""
     found: dict[tuple[str, Setting], list[float]] = {}

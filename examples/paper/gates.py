@@ -14,14 +14,13 @@ from pathlib import Path
 from statistics import fmean
 
 import curves
+import forward
 import torch
-from fairseq import checkpoint_utils
 from results import Report, Table, cell
 from study import DENSE, EIGHT, MOE, Scale, main
 from torch import Tensor
 from trainings import Run, Study
 
-from zcode_plugin import register
 from zcode_plugin.moe import Gate, GateOutput
 from zcode_plugin.reporting.plots import Chart, Series
 
@@ -93,11 +92,7 @@ def moved(study: Study, run: Run) -> float:
 @torch.no_grad()
 def choices(checkpoint: Path, data: Path) -> list[Tensor]:
     """The expert of each token of the validation data, in all layers, batch by batch."""
-    register()
-    [model], _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(checkpoint)], {"data": str(data)}
-    )
-    task.load_dataset("valid")
+    model, task = forward.load(checkpoint, data, "valid")
     chosen: list[Tensor] = []
 
     def keep(gate: torch.nn.Module, inputs: tuple[Tensor, Tensor | None], out: GateOutput) -> None:
@@ -105,13 +100,11 @@ def choices(checkpoint: Path, data: Path) -> list[Tensor]:
         real_T = slice(None) if padding_T is None else ~padding_T
         chosen.append(out.expert_TK[real_T, 0])
 
-    for module in model.eval().modules():
+    for module in model.modules():
         if isinstance(module, Gate):
             module.register_forward_hook(keep)
-    batches = task.get_batch_iterator(task.dataset("valid"), max_tokens=4096)
-    for sample in batches.next_epoch_itr(shuffle=False):
-        for batch in sample.values():
-            model(**batch["net_input"])
+    for batch in forward.batches(task, "valid"):
+        model(**batch["net_input"])
     return chosen
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from results import Table, cell
 
 from zcode_plugin.cli.evaluation import comparison
-from zcode_plugin.cli.evaluation.generation import Direction
+from zcode_plugin.cli.evaluation.generation import Direction, Translations
 
 Results = dict[str, Any]
 GROUPS: dict[str, Callable[[Direction], bool]] = {
@@ -24,10 +25,14 @@ SAMPLES = 1000  # of a bootstrap
 
 
 class Test(NamedTuple):
-    """A paired bootstrap over the sentences of some directions: corpus scores and p."""
+    """A paired bootstrap over the sentences of some directions: corpus scores and p.
+
+    Attributes:
+        seed: None for the sentences of all seeds together.
+    """
 
     directions: str
-    seed: int
+    seed: int | None
     metric: str
     system: str
     score: float
@@ -68,7 +73,7 @@ def significance(
     baseline: str,
     alone: Sequence[str] = (),
 ) -> list[Test]:
-    """Every other system against the baseline of the same seed.
+    """Every other system against the baseline of the same seed, and of all seeds together.
 
     Args:
         systems: files of results, of the first seeds or all of them, by system.
@@ -77,13 +82,18 @@ def significance(
         alone: directions that are tested alone, beside all together.
     """
     names = [baseline, *(name for name in systems if name != baseline)]
+    read = {name: [comparison.read_system(path, name) for path in systems[name]] for name in names}
+    of_seeds: dict[int | None, list[comparison.System]] = {
+        seed: [read[name][number] for name in names if number < len(read[name])]
+        for number, seed in enumerate(seeds)
+    }
+    if len(seeds) > 1:
+        of_seeds[None] = [pooled(read[name]) for name in names if len(read[name]) == len(seeds)]
     tests = []
-    for number, seed in enumerate(seeds):
-        own = [name for name in names if number < len(systems[name])]
-        paths = [systems[name][number] for name in own]
-        read = [comparison.read_system(*one) for one in zip(paths, own, strict=True)]
-        directions = comparison.common_directions(read, paths)
-        made = comparison.compare(read, directions, "bs", SAMPLES)
+    for seed, several in of_seeds.items():
+        paths = [systems[one.name][0] for one in several]
+        directions = comparison.common_directions(several, paths)
+        made = comparison.compare(several, directions, "bs", SAMPLES)
         for where, metric in product((comparison.ALL, *alone), comparison.TESTED):
             [first, *others] = made.outcomes[metric][where]
             for name, one in zip(made.systems[1:], others, strict=True):
@@ -91,15 +101,29 @@ def significance(
     return tests
 
 
+def pooled(several: Sequence[comparison.System]) -> comparison.System:
+    """What models of several seeds translated, as one text."""
+    texts = {
+        direction: Translations(
+            *(
+                [line for one in several for line in getattr(one.texts[direction], field)]
+                for field in ("sources", "hypotheses", "references")
+            )
+        )
+        for direction in several[0].texts
+    }
+    return replace(several[0], texts=texts, comet={})
+
+
 def significance_table(name: str, tests: Sequence[Test], baseline: str) -> Table:
     """The tests, seed by seed."""
     columns = ["directions", "system", "metric", "seed", "score", baseline, "difference", "p"]
     order = {test.system: number for number, test in enumerate(tests)}
     rows = [
-        [test.directions, test.system, test.metric, test.seed, test.score, test.baseline,
-         test.score - test.baseline, test.p]
+        [test.directions, test.system, test.metric, "all" if test.seed is None else test.seed,
+         test.score, test.baseline, test.score - test.baseline, test.p]
         for test in sorted(tests, key=lambda test: (
-            test.directions, order[test.system], test.metric, test.seed))
+            test.directions, order[test.system], test.metric, test.seed or len(tests)))
     ]  # fmt: skip
     return Table(name, f"Against {baseline} of equal seed", columns, rows)
 
@@ -109,7 +133,9 @@ def finding(tests: Sequence[Test], system: str, baseline: str) -> str:
     parts = []
     for where in dict.fromkeys(test.directions for test in tests):
         own = [t for t in tests if (t.directions, t.system, t.metric) == (where, system, "bleu")]
-        gain = fmean(test.score - test.baseline for test in own)
-        ps = ", ".join(cell(test.p) for test in own)
-        parts.append(f"{where} {gain:+.2f} (p of seeds: {ps})")
+        seeds = [test for test in own if test.seed is not None]
+        gain = fmean(test.score - test.baseline for test in seeds)
+        ps = f"p of seeds: {', '.join(cell(test.p) for test in seeds)}"
+        ps += "".join(f"; of all together: {cell(test.p)}" for test in own if test.seed is None)
+        parts.append(f"{where} {gain:+.2f} ({ps})")
     return f"{system} against {baseline}, BLEU: {'; '.join(parts)}."

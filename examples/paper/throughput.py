@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-from decoding import SETTINGS, Measurements, speeds, translation
+from decoding import Measurements, settings, speeds, translation
 from results import Report, Table
 from study import DENSE, MOE, Scale, both_ways, main
 from trainings import COMMON, SCRIPTS, STOCK, Study, call, read_log
@@ -50,8 +50,9 @@ def body(study: Study, scale: Scale) -> Report:
     training = training_speeds(study, scale, measurements, rounds)
     files = decoders(study, scale)
     directions = [Direction(scale.pick("de", "cs"), "en")]
-    translating = speeds(study, measurements, files, directions, rounds)
-    ratios = [translating["MoE", one] / translating["dense", one] for one in SETTINGS]
+    own = settings(scale)
+    translating = speeds(study, measurements, files, directions, rounds, own)
+    ratios = [translating["MoE", one] / translating["dense", one] for one in own]
     return Report(
         seeds=[1],
         tables=[

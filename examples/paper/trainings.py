@@ -33,7 +33,7 @@ STOCK = (
     "--user-dir", str(USER_DIR), "--encoder-langtok", "tgt", "--decoder-langtok",
     "--sampling-method", "temperature", "--sampling-temperature", "2",
     "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)",
-    "--clip-norm", "1.0", "--lr-scheduler", "inverse_sqrt", "--dropout", "0",
+    "--clip-norm", "1.0", "--lr-scheduler", "polynomial_decay", "--dropout", "0",
     "--max-tokens", "2048", "--max-tokens-valid", "4096", "--cpu", "--num-workers", "0",
     "--data-buffer-size", "0", "--no-epoch-checkpoints", "--log-format", "json",
     "--validate-interval", "1000", "--keep-interval-updates", "1",

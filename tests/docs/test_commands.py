@@ -73,7 +73,10 @@ PAGES_OF_BLOCKS: dict[str, dict[str, Run | str]] = {
         "zcode plan --arch zcode_m3_10b --ranks 64": Run(),
         "zcode plan --arch zcode_m3_10b --ranks 512": Run(),
     },
-    "docs/speed.md": {"pip install": MEASURES},
+    "docs/speed.md": {
+        "pip install": MEASURES,
+        "python benchmarks/moe_layer.py": "needs a GPU; " + MEASURES,
+    },
     "docs/surgery.md": {
         "zcode inspect": Run(),
         "zcode stats": Run(),

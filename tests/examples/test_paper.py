@@ -74,11 +74,11 @@ def test_significance_is_of_equal_seeds(tmp_path: Path) -> None:
     tests = quality.significance(systems, (1, 2), "dense", ["de-en"])
     assert [test[:4] for test in tests] == [
         (where, seed, metric, "MoE")
-        for seed in (1, 2)
+        for seed in (1, 2, None)
         for where in ("all sentences", "de-en")
         for metric in ("bleu", "chrf")
     ]
-    first, *_, last = tests
+    first, last = tests[0], tests[7]
     assert (first.score, last.score, last.baseline) == (pytest.approx(100), 100, 100)
     assert first.baseline < 95
     assert first.p is not None
@@ -86,10 +86,14 @@ def test_significance_is_of_equal_seeds(tmp_path: Path) -> None:
     table = quality.significance_table("t", tests, "dense")
     assert table.rows[0][:4] == ["all sentences", "MoE", "bleu", 1]
     assert table.rows[0][6] == first.score - first.baseline
+    assert [row[3] for row in table.rows[:3]] == [1, 2, "all"]
+    together = tests[8]
+    # Both seeds' sentences as one text: of the half that is worse, half is.
+    assert first.baseline < together.baseline < 100
     gain = (first.score - first.baseline) / 2
-    assert f"MoE against dense, BLEU: all sentences {gain:+.2f} (p of seeds:" in quality.finding(
-        tests, "MoE", "dense"
-    )
+    found = quality.finding(tests, "MoE", "dense")
+    assert f"MoE against dense, BLEU: all sentences {gain:+.2f} (p of seeds: 0.001, " in found
+    assert f"; of all together: {together.p:.3f})" in found
 
 
 def test_random_token_selection_is_the_baseline_of_paired_differences() -> None:

@@ -42,7 +42,8 @@ def grouped_linear(
 def add_biases(y_AO: Tensor, bias_LO: Tensor, kept_L: Tensor) -> Tensor:
     """To each row the bias of its expert; see `grouped_linear`."""
     expert_A = torch.repeat_interleave(kept_L, output_size=y_AO.size(0))
-    return y_AO + bias_LO[expert_A]
+    # Not bias_LO[expert_A]: its gradient adds the rows of an expert one after the other on a GPU.
+    return y_AO + torch.nn.functional.embedding(expert_A, bias_LO)
 
 
 def counts_on(device: torch.device, kept: list[int]) -> Tensor:
