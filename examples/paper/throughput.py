@@ -20,7 +20,7 @@ from typing import TypeVar
 from decoding import Measurements, settings, speeds, translation
 from results import Report, Table
 from study import DENSE, MOE, Scale, both_ways, main
-from trainings import COMMON, SCRIPTS, STOCK, Study, call, read_log
+from trainings import COMMON, SCRIPTS, STOCK, Study, call, length, read_log
 
 from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.reporting.logs import TRAIN
@@ -114,7 +114,7 @@ def words_per_second(study: Study, scale: Scale, name: str, ranks: int) -> float
     folder.mkdir(parents=True)
     line = [
         str(study.data), *CONTESTANTS[name], "--lang-pairs", ",".join(both_ways(scale.pairs)),
-        "--max-update", str(scale.pick(7, 3) * LOG), "--log-interval", str(LOG), "--no-save",
+        *length(scale.pick(7, 3) * LOG), "--log-interval", str(LOG), "--no-save",
         "--disable-validation", "--save-dir", str(folder), "--seed", "1",
     ]  # fmt: skip
     if ranks > 1:

@@ -99,7 +99,7 @@ class Study:
     def _train(self, run: Run) -> None:
         folder = self.folder / run.name
         folder.mkdir(exist_ok=True)
-        line = [*COMMON, "--max-update", str(run.updates), *run.options]
+        line = [*COMMON, *length(run.updates), *run.options]
         note = folder / "options.json"
         if note.exists() and json.loads(note.read_text()) != line:
             raise SystemExit(f"{folder} holds a run with other options: delete it")
@@ -169,6 +169,11 @@ class Study:
 
     def _log(self, run: Run) -> TrainingLog:
         return read_log(self.folder / run.name / "train.log")
+
+
+def length(updates: int) -> Sequence[str]:
+    """Options for a training that long; the learning rate is 0 at its end."""
+    return "--max-update", str(updates), "--total-num-update", str(updates)
 
 
 def read_log(path: Path) -> TrainingLog:
