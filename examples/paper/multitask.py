@@ -35,7 +35,7 @@ def body(study: Study, scale: Scale) -> Report:
                 objectives.replace(",", "-"),
                 (*MOE, "--multitask", ",".join(f"{one}:1" for one in objectives.split(","))),
                 seed=seed,
-                updates=scale.pick(1200, 20),
+                updates=scale.pick(1800, 20),
                 directions=both_ways(pairs),
             )
             for seed in seeds

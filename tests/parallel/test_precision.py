@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ from ranks import OPTIONS, Ranks, log, train
 from toy import EXACT
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.models.moe_checks import check_zero_precision
 from zcode_plugin.parallel.gradients import attach
 from zcode_plugin.parallel.topology import ExpertTopology
 
@@ -68,6 +70,16 @@ def test_one_flat_copy_of_all_weights_is_refused(copies: object) -> None:
     optimizer = SimpleNamespace(fp32_params=copies)
     with pytest.raises(UserError, match="--fp16-no-flatten-grads or --memory-efficient-fp16"):
         attach(optimizer, ExpertTopology(size=2))
+
+
+def test_zero_sharding_of_one_flat_copy_is_refused() -> None:
+    """On a GPU; stock ends in a traceback there."""
+    options = Namespace(zero_sharding="os", fp16=True, cpu=False)
+    with pytest.raises(UserError, match=r"--zero-sharding os .* add --fp16-no-flatten-grads"):
+        check_zero_precision(options)
+    for apart in ("memory_efficient_fp16", "fp16_no_flatten_grads", "cpu"):
+        check_zero_precision(Namespace(**{**vars(options), apart: True}))
+    check_zero_precision(Namespace(**{**vars(options), "zero_sharding": "none"}))
 
 
 def _spoil_an_expert(rank: int) -> None:

@@ -107,6 +107,16 @@ def _check_zero_sharding(args: Namespace) -> None:
     }
     if flag := first_given(flags):
         raise UserError(f"--zero-sharding {args.zero_sharding} and {flag}: drop one of them")
+
+
+def check_zero_precision(args: Namespace) -> None:
+    """Refuse `--zero-sharding` with weights in one tensor, of whatever ranks.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if not asks_for_zero_sharding(args):
+        return
     apart = ("memory_efficient_fp16", "fp16_no_flatten_grads", "cpu")
     if getattr(args, "fp16", False) and not any(getattr(args, name, False) for name in apart):
         raise UserError(

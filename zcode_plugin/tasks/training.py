@@ -21,7 +21,7 @@ from zcode_plugin.checkpoint.vocabulary import rows_for
 from zcode_plugin.data.multitask_dataset import MultitaskDataset
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.errors import UserError, exits_on_user_error
-from zcode_plugin.models.moe_checks import check_alone
+from zcode_plugin.models.moe_checks import check_alone, check_zero_precision
 from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.models.sliced_checks import check_one_process
 from zcode_plugin.moe import MOELayer
@@ -94,6 +94,7 @@ class TrainingTask(FairseqTask):
             check_alone(cfg)
         if not from_checkpoint:
             _check_trainable(cfg)
+            check_zero_precision(cfg)
             check_backend(cfg, [objective.name for objective in self.objectives])
         model = super().build_model(cfg, from_checkpoint)
         self.trained_parameters = [
