@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import log
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
-from torch import Tensor
 
 from zcode_plugin import register
 
@@ -37,27 +36,34 @@ def batches(task: Any, split: str) -> Iterator[dict[str, Any]]:
 
 @torch.no_grad()
 def losses_of_pieces(checkpoint: Path, data: Path, split: str) -> dict[tuple[str, str], float]:
-    """Bits per target of the pieces that begin a word and of those inside one.
-
-    Returns:
-        By group of directions, `X->en` or `en->X`, and kind of piece, `first` or `inside`.
-    """
+    """Bits per target of the pieces that begin a word, and of those inside one."""
+    model: Any
     model, task = load(checkpoint, data, split)
-    symbols = task.target_dictionary.symbols
-    is_first_V = torch.tensor([symbol.startswith(START_OF_WORD) for symbol in symbols])
-    special = torch.arange(len(symbols)) < task.target_dictionary.nspecial
-    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    dictionary = task.target_dictionary
+    means = MeansOfPieces()
     for batch in batches(task, split):
-        bits = _bits(model, batch)
+        log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
+        right = log_probs.gather(-1, batch["target"].unsqueeze(-1)).squeeze(-1)
         for row, corpus in enumerate(batch["corpora"]):
-            group = "X->en" if corpus.endswith("-en") else "en->X"
-            target = batch["target"][row]
-            for kind, wanted_V in (("first", is_first_V), ("inside", ~is_first_V & ~special)):
-                found[group, kind] += bits[row][wanted_V[target]].tolist()
-    return {key: fmean(values) for key, values in found.items()}
+            real = batch["target"][row] >= dictionary.nspecial
+            pieces = [dictionary[piece] for piece in batch["target"][row][real].tolist()]
+            means.add(corpus, pieces, (-right[row][real] / log(2)).tolist())
+    return means.by_kind()
 
 
-def _bits(model: Any, batch: dict[str, Any]) -> Tensor:
-    """[sentences, length], of the right piece after the right ones before it."""
-    log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
-    return -log_probs.gather(-1, batch["target"].unsqueeze(-1)).squeeze(-1) / log(2)
+class MeansOfPieces:
+    """Mean losses by group of directions, `X->en` or `en->X`, and kind, `first` or `inside`."""
+
+    def __init__(self) -> None:
+        self._losses: dict[tuple[str, str], list[float]] = defaultdict(list)
+
+    def add(self, direction: str, pieces: Sequence[str], losses: Sequence[float]) -> None:
+        """One sentence, without its end."""
+        group = "X->en" if direction.endswith("-en") else "en->X"
+        for piece, loss in zip(pieces, losses, strict=True):
+            kind = "first" if piece.startswith(START_OF_WORD) else "inside"
+            self._losses[group, kind].append(loss)
+
+    def by_kind(self) -> dict[tuple[str, str], float]:
+        """Of those that there are."""
+        return {key: fmean(losses) for key, losses in self._losses.items()}

@@ -85,7 +85,7 @@ def origin(record: dict[str, Any]) -> str:
     parts = [
         f"`python examples/paper/{record['study']}.py`, {record['date']}",
         f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, "
-        f"Python {machine['python']}",
+        f"{machine['gpu'] + ', ' if 'gpu' in machine else ''}Python {machine['python']}",
         ", ".join(f"{package} {version}" for package, version in versions.items()),
         f"seeds {', '.join(map(str, record['seeds']))}",
     ]

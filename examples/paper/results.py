@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from trainings import Point
 
 from zcode_plugin.cli.console import format_table
@@ -58,8 +59,8 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def machine() -> dict[str, Any]:
-    """The shape of this machine."""
+def machine(gpu: bool) -> dict[str, Any]:
+    """The shape of this machine, its GPU if that was used."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     models = [
         line.partition(":")[2].strip()
@@ -71,10 +72,13 @@ def machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "memory_gib": round(memory),
         "python": platform.python_version(),
+        **({"gpu": torch.cuda.get_device_name()} if gpu else {}),
     }
 
 
-def write(folder: Path, name: str, description: str, report: Report, *, quick: bool) -> None:
+def write(
+    folder: Path, name: str, description: str, report: Report, *, quick: bool, gpu: bool = False
+) -> None:
     """Write NAME.json, the CSV of each table and the charts, all or none, and print the tables.
 
     Args:
@@ -83,6 +87,7 @@ def write(folder: Path, name: str, description: str, report: Report, *, quick: b
         description: its title, an empty line, and what it asks and how.
         report: what it found.
         quick: whether it only shows that the script works.
+        gpu: whether it ran on one.
     """
     title, _, text = description.strip().partition("\n")
     record = {
@@ -91,7 +96,7 @@ def write(folder: Path, name: str, description: str, report: Report, *, quick: b
         "text": text.strip(),
         "quick": quick,
         "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": machine(),
+        "machine": machine(gpu),
         "versions": {package: version(package) for package in PACKAGES},
         "seeds": list(report.seeds),
         "tables": [asdict(table) for table in report.tables],

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from results import Report
 from results import write as write_report
 from trainings import SCRIPTS, Run, Study, call
@@ -120,15 +121,19 @@ def main(name: str, description: str, body: Callable[[Study, Scale], Report]) ->
     add("--work", type=Path, default=ROOT / "runs" / "paper", help="for the corpus and the runs")
     add("--out", type=Path, help="for results (default: docs/results, of --quick in --work)")
     add("--jobs", type=int, default=2, help="trainings at a time, one thread each (default: 2)")
+    add("--gpu", action="store_true", help="train and score on a GPU; speeds are a CPU's anyhow")
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs} must be at least 1")
+    if args.gpu and not torch.cuda.is_available():
+        parser.error("--gpu: torch finds none; leave it out")
     scale = Scale(args.quick)
     folder = args.work / scale.pick("full", "quick")
     out = args.out or scale.pick(ROOT / "docs" / "results", folder / "results")
     args.work.mkdir(parents=True, exist_ok=True)
-    study = Study(folder / "runs", make_data(args.work), args.jobs)
-    write_report(out, name, description, body(study, scale), quick=args.quick)
+    study = Study(folder / "runs", make_data(args.work), args.jobs, args.gpu)
+    report = body(study, scale)
+    write_report(out, name, description, report, quick=args.quick, gpu=args.gpu)
     print(f"{name}: results in {out}")
 
 

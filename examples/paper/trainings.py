@@ -23,6 +23,7 @@ from zcode_plugin.reporting.logs import TRAIN, TrainingLog, read_logs
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 USER_DIR = Path(__file__).resolve().parents[2] / "zcode_plugin"
+CPU = "--cpu"
 # All runs of all studies: what differs stands in the study.
 TASK = (
     "--task", "multitask_multilingual", "--multitask", "mt", "--criterion",
@@ -34,7 +35,7 @@ STOCK = (
     "--sampling-method", "temperature", "--sampling-temperature", "2",
     "--label-smoothing", "0.1", "--optimizer", "adam", "--adam-betas", "(0.9, 0.98)",
     "--clip-norm", "1.0", "--lr-scheduler", "polynomial_decay", "--dropout", "0",
-    "--max-tokens", "2048", "--max-tokens-valid", "4096", "--cpu", "--num-workers", "0",
+    "--max-tokens", "2048", "--max-tokens-valid", "4096", CPU, "--num-workers", "0",
     "--data-buffer-size", "0", "--no-epoch-checkpoints", "--log-format", "json",
     "--validate-interval", "1000", "--keep-interval-updates", "1",
 )  # fmt: skip
@@ -80,10 +81,11 @@ class Study:
         folder: for the runs.
         data: binarised data.
         jobs: runs at a time.
+        gpu: train and translate on one, rather than on CPUs.
     """
 
-    def __init__(self, folder: Path, data: Path, jobs: int):
-        self.folder, self.data, self.jobs = folder, data, jobs
+    def __init__(self, folder: Path, data: Path, jobs: int, gpu: bool = False):
+        self.folder, self.data, self.jobs, self.gpu = folder, data, jobs, gpu
         folder.mkdir(parents=True, exist_ok=True)
 
     def checkpoint(self, run: Run) -> Path:
@@ -99,7 +101,7 @@ class Study:
     def _train(self, run: Run) -> None:
         folder = self.folder / run.name
         folder.mkdir(exist_ok=True)
-        line = [*COMMON, *length(run.updates), *run.options]
+        line = self.options(run)
         note = folder / "options.json"
         if note.exists() and json.loads(note.read_text()) != line:
             raise SystemExit(f"{folder} holds a run with other options: delete it")
@@ -110,6 +112,11 @@ class Study:
         command = [str(SCRIPTS / "fairseq-train"), str(self.data), *line, "--save-dir", str(folder)]
         call(command, folder / "train.log")
         (folder / "finished").touch()
+
+    def options(self, run: Run) -> list[str]:
+        """All of fairseq-train's, but for its data and folder."""
+        line = [*COMMON, *length(run.updates), *run.options]
+        return [one for one in line if one != CPU] if self.gpu else line
 
     def results(self, run: Run) -> Path:
         """What `zcode evaluate` wrote of a run."""
@@ -136,7 +143,8 @@ class Study:
         if not results.exists():
             print(f"translating with {checkpoint.parent.name}/{checkpoint.name}", flush=True)
             command = ["evaluate", str(self.data), "--pairs", directions, "--path", str(checkpoint)]
-            self.zcode(*command, "--out", str(results), *options, "--", "--cpu")
+            device = () if self.gpu else ("--", CPU)
+            self.zcode(*command, "--out", str(results), *options, *device)
         found: dict[str, Any] = json.loads(results.read_text())
         return found
 

@@ -96,6 +96,20 @@ def test_significance_is_of_equal_seeds(tmp_path: Path) -> None:
     assert f"; of all together: {together.p:.3f})" in found
 
 
+def test_losses_of_pieces_are_means_by_place_in_a_word() -> None:
+    from forward import MeansOfPieces
+
+    means = MeansOfPieces()
+    means.add("de-en", ["\u2581open", "ed", "\u2581file"], [4.0, 1.0, 2.0])
+    means.add("fr-en", ["\u2581file", "s"], [6.0, 2.0])
+    means.add("en-de", ["\u2581Datei"], [7.0])
+    assert means.by_kind() == {
+        ("X->en", "first"): 4.0,
+        ("X->en", "inside"): 1.5,
+        ("en->X", "first"): 7.0,
+    }
+
+
 def test_random_token_selection_is_the_baseline_of_paired_differences() -> None:
     from token_priority import finding, row
 
@@ -122,6 +136,13 @@ def test_gates_are_held_against_the_dense_model_of_equal_seed() -> None:
     assert gates.finding(["learned", 2, 5.0, -0.1234, 0.02, 31.4]) == (
         "A gate, learned: -0.123 bits (deviation 0.020) from the dense model; 31 % of tokens moved."
     )
+
+
+def test_a_study_on_a_gpu_trains_with_the_same_options_but_one(tmp_path: Path) -> None:
+    run = Scale(quick=True).moe()
+    on_cpu, on_gpu = (Study(tmp_path, tmp_path, 1, gpu).options(run) for gpu in (False, True))
+    assert [one for one in on_cpu if one not in on_gpu] == ["--cpu"]
+    assert [one for one in on_cpu if one != "--cpu"] == on_gpu
 
 
 def test_rounds_go_forth_and_back() -> None:
