@@ -124,6 +124,25 @@ def test_a_gate_of_another_shape_than_the_files_is_refused(
     assert "--moe-gate-sees-token False, this run True: drop the flag" in capsys.readouterr().err
 
 
+def test_experts_elsewhere_than_in_the_file_are_refused(
+    configure: Callable[..., Any],
+    pretrained: Path,
+    reversal: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
+    configure(reversal, "--objective-token", *options, "--moe-expert-count", "4,4")  # as it is
+    for flags, found in {
+        ("--moe-expert-count", "8"): "encoder layer 2 (8), decoder layer 2 (8)",
+        ("--decoder-moe-freq", "0"): "encoder layer 2 (4)",
+    }.items():
+        with pytest.raises(SystemExit, match="2"):
+            configure(reversal, "--objective-token", *options, *flags)
+        said = capsys.readouterr().err
+        assert f"in encoder layer 2 (4), decoder layer 2 (4), this run in {found}: drop" in said
+
+
 @pytest.mark.parametrize("kind", ["language", pytest.param("summary", marks=pytest.mark.slow)])
 def test_a_new_language_and_summaries_are_learnt(
     pretrained: Path, new_language: Path, tmp_path: Path, kind: str

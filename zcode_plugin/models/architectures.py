@@ -18,7 +18,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.models import moe_transformer  # noqa: F401 (registers the model first)
 from zcode_plugin.models.moe_config import MoEConfig
-from zcode_plugin.models.pretrained import adopt_shape
+from zcode_plugin.models.pretrained import adopt_shape, check_experts
 
 # Transformer base of "Attention Is All You Need", with the choices of the Z-code M3 paper:
 # normalisation before each block and one embedding for source, target and output.
@@ -93,10 +93,12 @@ def fill(args: Namespace, preset: Mapping[str, Any]) -> None:
     rank saves and loads a file of its own, `-rank-N`.
     """
     defaults = {item.name: item.default for item in fields(MoEConfig) if item.name[0] != "_"}
-    adopt_shape(args, {**defaults, **BASE, **preset})
+    stored = adopt_shape(args, {**defaults, **BASE, **preset})
     for name, value in {**defaults, **BASE, **preset}.items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
+    if stored is not None:
+        check_experts(args, stored)
     base_architecture(args)
     args.base_layers = 1 if args.expert_parallel_size > 1 else 0
     if getattr(args, "model_parallel_size", 1) > 1:

@@ -10,6 +10,8 @@ from typing import Any
 
 from zcode_plugin.checkpoint import config, io
 from zcode_plugin.errors import UserError
+from zcode_plugin.models.expert_layout import expert_layout
+from zcode_plugin.models.moe_config import MoEConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ _EXPERTS = (
 _WEIGHTS = ("moe_freq", "moe_residual", "moe_gate_sees_token")
 
 
-def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> None:
+def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Namespace | None:
     """Take options that the user left open from the file of `--finetune-from-model`.
 
     Those of the model's shape and of its experts; a file of another model than `moe_transformer`,
@@ -43,15 +45,18 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> None:
         args: options of the run, changed in place.
         preset: what the architecture says; what differs from it is logged.
 
+    Returns:
+        What the file says of those.
+
     Raises:
         UserError: a flag that is given contradicts the file.
     """
     path = getattr(args, "finetune_from_model", None)
     if not path or not Path(path).is_file():
-        return  # the start of the run says what is wrong
+        return None  # the start of the run says what is wrong
     stored = config.section(io.load_options(Path(path)), "model")
     if config.get(stored, "moe_freq") is None:
-        return
+        return None
     taken = []
     for name in (*_SHAPE, *_EXPERTS):
         value, given = config.get(stored, name), getattr(args, name, None)
@@ -68,3 +73,34 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> None:
             )
     if taken:
         logger.info("from %s: %s", path, ", ".join(taken))
+    return Namespace(**{name: config.get(stored, name) for name in (*_SHAPE, *_EXPERTS)})
+
+
+def check_experts(args: Namespace, stored: Namespace) -> None:
+    """Refuse other numbers of experts, or experts in other layers, than the file has.
+
+    Args:
+        args: all options of the run.
+        stored: see `adopt_shape`.
+
+    Raises:
+        UserError: one line with the file, what it has and the remedy.
+    """
+    own, other = (_experts(options) for options in (args, stored))
+    if own != other:
+        raise UserError(
+            f"--finetune-from-model {args.finetune_from_model} has experts in {other}, this run in "
+            f"{own}: drop --moe-freq, --moe-expert-count and those of --encoder- and --decoder-"
+        )
+
+
+def _experts(options: Namespace) -> str:
+    """Layers from 1 on, with their experts."""
+    moe = MoEConfig.from_namespace(options)
+    layout = expert_layout(moe, options.encoder_layers, options.decoder_layers)
+    layers = [
+        f"{side} layer {index + 1} ({experts})"
+        for side, places in layout.items()
+        for index, experts in places.items()
+    ]
+    return ", ".join(layers) or "no layer"
