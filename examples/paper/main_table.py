@@ -16,7 +16,7 @@ the same table.
 
 from __future__ import annotations
 
-from itertools import chain, zip_longest
+from itertools import chain
 from statistics import fmean
 
 import curves
@@ -33,23 +33,17 @@ PAPER = {
 
 
 def body(study: Study, scale: Scale) -> Report:
-    systems = {
-        "dense": [scale.dense(seed) for seed in scale.seeds],
-        "MoE": [scale.moe(seed) for seed in scale.seeds],
-    }
-    systems["MoE, decoder too"] = [scale.run("moe-both", (*MOE, "--decoder-moe-freq", "2"))]
-    systems |= {
-        f"{gate} gate": [scale.run(f"{gate}-gate", (*EIGHT, "--moe-gate", gate))]
-        for gate in ("hash", "random")
-    }
+    systems = multilingual(scale)
     bilingual = {
         pair: scale.run(
             f"bilingual-{pair}", DENSE, updates=scale.updates // 4, directions=both_ways([pair])
         )
         for pair in scale.pairs
     }
-    by_seed = chain(*zip_longest(*systems.values()))
-    study.train([*filter(None, by_seed), *bilingual.values()])
+    # Twins side by side, so that what else the machine does falls on both alike.
+    twins = [*chain(*zip(systems["dense"], systems["MoE"], strict=True))]
+    others = [run for run in chain(*systems.values()) if run not in twins]
+    study.train([*twins, *others, *bilingual.values()])
     evaluated = {"bilingual": [quality.joined(study.evaluate([*bilingual.values()]))]}
     evaluated |= {name: study.evaluate(runs) for name, runs in systems.items()}
     paths = {name: [study.results(run) for run in runs] for name, runs in systems.items()}
@@ -71,6 +65,19 @@ def body(study: Study, scale: Scale) -> Report:
             "signatures": quality.signatures(evaluated["dense"][0]),
         },
     )
+
+
+def multilingual(scale: Scale) -> dict[str, list[Run]]:
+    """Runs of each system, of the first seeds or of all."""
+    systems = {
+        "dense": [scale.dense(seed) for seed in scale.seeds],
+        "MoE": [scale.moe(seed) for seed in scale.seeds],
+    }
+    systems["MoE, decoder too"] = [scale.run("moe-both", (*MOE, "--decoder-moe-freq", "2"))]
+    return systems | {
+        f"{gate} gate": [scale.run(f"{gate}-gate", (*EIGHT, "--moe-gate", gate))]
+        for gate in ("hash", "random")
+    }
 
 
 def scores(evaluated: dict[str, list[quality.Results]]) -> Table:
