@@ -5,8 +5,8 @@ A model with 4 experts is trained a little (trunk) and goes on twice, with the d
 orders (a, b). `zcode aggregate` makes one with 8 experts of the two, whose gate is then re-fitted
 alone, and which trains on. Beside it: the same without re-fitting, the same with every expert of
 `a` twice, `a` itself for as many updates, and the model with 8 experts from scratch. Losses are
-plotted over all updates that went into a model, those of both parents included. Every stage warms
-up anew, for 100 updates. One seed.
+plotted over all updates that went into a model, those of both parents included. The learning rate
+of every stage warms up anew, for 100 updates, and ends at 0. One seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from results import Report, Table
-from study import GATE, SHAPE, Scale, main
+from study import GATE, MOE, SHAPE, Scale, main
 from trainings import Run, Study
 
 from zcode_plugin.reporting.plots import Chart, Series
@@ -57,7 +57,7 @@ def body(study: Study, scale: Scale) -> Report:
         "doubled": going_on(study, scale, "aoe-doubled-on", doubled, n.refit + n.on, 4),
         "a": going_on(study, scale, "aoe-a-on", a, n.refit + n.on, 4),
     }
-    scratch = scale.moe()
+    scratch = scale.run("aoe-scratch", MOE, updates=n.merged + n.refit + n.on)
     study.train([fitted, *later.values(), scratch])
     fitted_on = going_on(study, scale, "aoe-fitted-on", study.checkpoint(fitted), n.on, 5)
     starts = {
@@ -69,9 +69,7 @@ def body(study: Study, scale: Scale) -> Report:
     first = {name: study.curve(run)[-1].loss for name, run in starts.items()}
     single = n.trunk + n.parent
     found: dict[str, Losses] = {
-        "8 experts from scratch": [
-            point for point in losses(study, scratch) if point[0] <= n.merged + n.refit + n.on
-        ],
+        "8 experts from scratch": losses(study, scratch),
         "a and b joined": [
             (n.merged, first["joined"]), *losses(study, later["joined"], n.merged)
         ],
