@@ -111,34 +111,33 @@ def test_a_gate_by_numbers_of_tokens_is_told_that_they_changed(
         assert ("symbols have another number than in" in caplog.text) == (gate == "hash")
 
 
+@pytest.fixture
+def tuned(
+    configure: Callable[..., Any], pretrained: Path, reversal: Path, tmp_path: Path
+) -> Callable[..., Any]:
+    """Options of a run that goes on with the same languages, and further ones."""
+    start = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
+    return lambda *options: configure(reversal, "--objective-token", *start, *options)
+
+
 def test_a_gate_of_another_shape_than_the_files_is_refused(
-    configure: Callable[..., Any],
-    pretrained: Path,
-    reversal: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tuned: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
     with pytest.raises(SystemExit, match="2"):
-        configure(reversal, "--objective-token", *options, "--moe-gate-sees-token")
+        tuned("--moe-gate-sees-token")
     assert "--moe-gate-sees-token False, this run True: drop the flag" in capsys.readouterr().err
 
 
 def test_experts_elsewhere_than_in_the_file_are_refused(
-    configure: Callable[..., Any],
-    pretrained: Path,
-    reversal: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    tuned: Callable[..., Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--finetune-from-model", str(pretrained), "--save-dir", str(tmp_path))
-    configure(reversal, "--objective-token", *options, "--moe-expert-count", "4,4")  # as it is
+    tuned("--moe-expert-count", "4,4")  # as it is
     for flags, found in {
         ("--moe-expert-count", "8"): "encoder layer 2 (8), decoder layer 2 (8)",
         ("--decoder-moe-freq", "0"): "encoder layer 2 (4)",
     }.items():
         with pytest.raises(SystemExit, match="2"):
-            configure(reversal, "--objective-token", *options, *flags)
+            tuned(*flags)
         said = capsys.readouterr().err
         assert f"in encoder layer 2 (4), decoder layer 2 (4), this run in {found}: drop" in said
 
