@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -165,13 +164,3 @@ def test_what_a_start_accepts(tmp_path: Path) -> None:
         f"{tmp_path}/parts/checkpoint_last.pt --ranks 2 --expert-parallel-size 2 --zero-sharding "
         "none --out DIR"
     )
-
-
-def test_options_are_a_namespace_too() -> None:
-    from zcode_plugin.models.moe_checks import check_parallel
-
-    options = Namespace(encoder_layerdrop=0, decoder_layerdrop=0, zero_sharding="os", fp16=True)
-    with pytest.raises(UserError, match="add --fp16-no-flatten-grads or --memory-efficient-fp16"):
-        check_parallel(options)
-    options.memory_efficient_fp16 = True
-    check_parallel(options)
