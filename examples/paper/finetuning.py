@@ -27,7 +27,7 @@ def body(study: Study, scale: Scale) -> Report:
     moe = [scale.moe(seed) for seed in scale.seeds]
     study.train([*dense, *moe])
     languages = ["en", *(pair.split("-")[0] for pair in scale.pairs)]
-    titles = Study(study.folder / "titles", title_data(study), study.jobs, study.gpu)
+    titles = study.beside("titles", title_data(study))
 
     def tuned(name: str, run: Run, options: tuple[str, ...]) -> Run:
         seed = int(run.name.rpartition("-")[2])

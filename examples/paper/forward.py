@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import quality
 import torch
 from fairseq import checkpoint_utils
 
@@ -52,14 +53,14 @@ def losses_of_pieces(checkpoint: Path, data: Path, split: str) -> dict[tuple[str
 
 
 class MeansOfPieces:
-    """Mean losses by group of directions, `X->en` or `en->X`, and kind, `first` or `inside`."""
+    """Mean losses by group of directions, of quality's, and kind, `first` or `inside`."""
 
     def __init__(self) -> None:
         self._losses: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def add(self, direction: str, pieces: Sequence[str], losses: Sequence[float]) -> None:
         """One sentence, without its end."""
-        group = "X->en" if direction.endswith("-en") else "en->X"
+        group = quality.group(direction)
         for piece, loss in zip(pieces, losses, strict=True):
             kind = "first" if piece.startswith(START_OF_WORD) else "inside"
             self._losses[group, kind].append(loss)

@@ -25,7 +25,7 @@ CUT, SENTENCES = "pl", 1000
 
 
 def body(study: Study, scale: Scale) -> Report:
-    study = Study(study.folder / "multitask", cut_data(study), study.jobs, study.gpu)
+    study = study.beside("multitask", cut_data(study))
     seeds = scale.pick((1, 2), (1,))
     alone = (f"{CUT}-en", f"en-{CUT}")
     pairs = (*scale.pairs, f"{CUT}-en") if scale.quick else scale.pairs

@@ -40,6 +40,12 @@ class Test(NamedTuple):
     p: float | None
 
 
+def group(direction: str) -> str:
+    """The first of GROUPS to which `src-tgt` belongs."""
+    one = Direction(*direction.split("-"))
+    return next(name for name, belongs in GROUPS.items() if belongs(one))
+
+
 def joined(parts: Sequence[Results]) -> Results:
     """Results of several models, each with directions of its own, as those of one."""
     return {"directions": {key: one for part in parts for key, one in part["directions"].items()}}

@@ -88,6 +88,10 @@ class Study:
         self.folder, self.data, self.jobs, self.gpu = folder, data, jobs, gpu
         folder.mkdir(parents=True, exist_ok=True)
 
+    def beside(self, name: str, data: Path) -> Study:
+        """A study of other data in the same way, its runs in a folder within this one's."""
+        return Study(self.folder / name, data, self.jobs, self.gpu)
+
     def checkpoint(self, run: Run) -> Path:
         """The last checkpoint of a run."""
         return self.folder / run.name / "checkpoint_last.pt"
