@@ -30,7 +30,7 @@ def body(study: Study, scale: Scale) -> Report:
         for kind, options in KINDS.items()
     }
     study.train(runs.values())
-    evaluated = {key: study.evaluate([run])[0] for key, run in runs.items()}
+    evaluated = dict(zip(runs, study.evaluate([*runs.values()]), strict=True))
     tests = {
         kind: quality.significance(
             {shape: [study.results(runs[kind, shape])] for shape in (DEEP, EVEN)}, [1], DEEP

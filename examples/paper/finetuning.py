@@ -42,7 +42,7 @@ def body(study: Study, scale: Scale) -> Report:
         ],
     }
     titles.train([run for several in zip(*systems.values(), strict=True) for run in several])
-    evaluated = {name: titles.evaluate(runs) for name, runs in systems.items()}
+    evaluated = titles.evaluate_all(systems)
     paths = {name: [titles.results(run) for run in runs] for name, runs in systems.items()}
     tests = quality.significance(paths, scale.seeds, "dense")
     rows = [

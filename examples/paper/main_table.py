@@ -44,8 +44,8 @@ def body(study: Study, scale: Scale) -> Report:
     twins = [*chain(*zip(systems["dense"], systems["MoE"], strict=True))]
     others = [run for run in chain(*systems.values()) if run not in twins]
     study.train([*twins, *others, *bilingual.values()])
-    evaluated = {"bilingual": [quality.joined(study.evaluate([*bilingual.values()]))]}
-    evaluated |= {name: study.evaluate(runs) for name, runs in systems.items()}
+    evaluated = study.evaluate_all({"bilingual": [*bilingual.values()], **systems})
+    evaluated["bilingual"] = [quality.joined(evaluated["bilingual"])]
     paths = {name: [study.results(run) for run in runs] for name, runs in systems.items()}
     tests = quality.significance(paths, scale.seeds, "dense")
     found = {name: [study.curve(run) for run in runs] for name, runs in systems.items()}

@@ -43,7 +43,7 @@ def body(study: Study, scale: Scale) -> Report:
         for objectives in OBJECTIVES
     }
     study.train([run for several in zip(*systems.values(), strict=True) for run in several])
-    evaluated = {name: study.evaluate(runs) for name, runs in systems.items()}
+    evaluated = study.evaluate_all(systems)
     paths = {name: [study.results(run) for run in runs] for name, runs in systems.items()}
     tests = quality.significance(paths, seeds, "mt", alone)
     rows = [row(name, several, study, systems[name]) for name, several in evaluated.items()]

@@ -12,9 +12,10 @@ import os
 import re
 import subprocess
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -99,8 +100,7 @@ class Study:
     def train(self, runs: Iterable[Run]) -> None:
         """Train those of the runs that are not finished."""
         with ThreadPoolExecutor(self.jobs) as pool:
-            for _ in pool.map(self._train, runs):
-                pass
+            list(pool.map(self._train, runs))
 
     def _train(self, run: Run) -> None:
         folder = self.folder / run.name
@@ -127,11 +127,18 @@ class Study:
         return self.folder / run.name / "results.json"
 
     def evaluate(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
-        """Results of `zcode evaluate` for the directions of each run."""
-        return [
-            self.evaluate_file(self.checkpoint(run), run.directions, self.results(run))
-            for run in runs
-        ]
+        """Results of `zcode evaluate` for the directions of each run, `jobs` at a time."""
+
+        def evaluate(run: Run) -> dict[str, Any]:
+            return self.evaluate_file(self.checkpoint(run), run.directions, self.results(run))
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            return list(pool.map(evaluate, runs))
+
+    def evaluate_all(self, systems: Mapping[str, Sequence[Run]]) -> dict[str, list[dict[str, Any]]]:
+        """The same for the runs of every system."""
+        results = iter(self.evaluate([*chain(*systems.values())]))
+        return {name: [*islice(results, len(runs))] for name, runs in systems.items()}
 
     def evaluate_file(
         self, checkpoint: Path, directions: str, results: Path, *options: str
