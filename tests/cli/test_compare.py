@@ -83,6 +83,22 @@ def zcode(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, 
 
 
 @pytest.mark.parametrize("test", ["bs", "ar"])
+def test_equal_translations_do_not_differ(
+    capsys: pytest.CaptureFixture[str], three: list[Path], tmp_path: Path, test: str
+) -> None:
+    out, again = tmp_path / "out.json", tmp_path / "again.json"
+    again.write_text(three[0].read_text())
+    code, printed, _ = zcode(
+        capsys, three[0], again, "--test", test, "--samples", "100", "--out", out
+    )
+    assert code == 0
+    assert "*" not in printed
+    metrics = json.loads(out.read_text())["metrics"]
+    found = [metrics[metric]["scores"]["all sentences"] for metric in ("bleu", "chrf")]
+    assert [one["systems"]["again"]["p"] for one in found] == [1, 1]
+
+
+@pytest.mark.parametrize("test", ["bs", "ar"])
 def test_scores_and_p_values_are_those_of_sacrebleu(
     capsys: pytest.CaptureFixture[str], three: list[Path], tmp_path: Path, test: str
 ) -> None:

@@ -204,15 +204,20 @@ def _add(
         paired = PairedTest(named, {metric: scorer}, [texts[0].references], test, samples)
         signatures, results = paired()
         [[sacrebleu_name, signature]] = signatures.items()
-        made.outcomes[metric][name] = [_outcome(result) for result in results[sacrebleu_name]]
+        found = results[sacrebleu_name]
+        made.outcomes[metric][name] = [_outcome(result, found[0].score) for result in found]
         made.signatures.setdefault(metric, {})[name] = str(signature)
 
 
-def _outcome(result: Any) -> Outcome:
+def _outcome(result: Any, baseline: float) -> Outcome:
     """Of sacreBLEU's result, with numbers that JSON knows."""
     found = (result.score, result.p_value, result.mean, result.ci)
     score, p, mean, ci = (None if number is None else float(number) for number in found)
     assert score is not None
+    # Every difference of chance is at least as large as none; sacreBLEU counts larger ones alone,
+    # of which equal texts have none, and calls them different.
+    if p is not None and score == baseline:
+        p = 1.0
     return Outcome(score, p, mean, ci)
 
 
