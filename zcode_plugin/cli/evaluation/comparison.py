@@ -204,7 +204,7 @@ def _add(
         paired = PairedTest(named, {metric: scorer}, [texts[0].references], test, samples)
         signatures, results = paired()
         [[sacrebleu_name, signature]] = signatures.items()
-        found = results[sacrebleu_name]
+        found: list[Any] = list(results[sacrebleu_name])
         made.outcomes[metric][name] = [_outcome(result, found[0].score) for result in found]
         made.signatures.setdefault(metric, {})[name] = str(signature)
 
