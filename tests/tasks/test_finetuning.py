@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy import MODEL, TASK, command, generate, lines, records, run, train
 
-from zcode_plugin.checkpoint import io
+from zcode_plugin.checkpoint import config, io
 
 PRETRAIN = (
     "--multitask", "mt:1,dae:0.2,mlm:0.2,electra:0.1", "--objective-token", "--max-update", "250",
@@ -101,12 +101,18 @@ def test_rows_of_a_grown_dictionary(
 
 
 def test_a_gate_by_numbers_of_tokens_is_told_that_they_changed(
-    grown: Callable[..., Any], caplog: pytest.LogCaptureFixture
+    grown: Callable[..., Any],
+    pretrained: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from fairseq import tasks
 
+    state = io.load(pretrained)
     for gate in ("learned", "hash"):
-        cfg = grown("--moe-gate", gate)
+        config.put(state["cfg"]["model"], "moe_gate", gate)
+        io.save(state, tmp_path / "start.pt")
+        cfg = grown("--finetune-from-model", str(tmp_path / "start.pt"))
         tasks.setup_task(cfg.task).build_model(cfg.model)
         assert ("symbols have another number than in" in caplog.text) == (gate == "hash")
 
@@ -126,6 +132,15 @@ def test_a_gate_of_another_shape_than_the_files_is_refused(
     with pytest.raises(SystemExit, match="2"):
         tuned("--moe-gate-sees-token")
     assert "--moe-gate-sees-token False, this run True: drop the flag" in capsys.readouterr().err
+
+
+def test_a_gate_without_weights_is_refused_where_the_file_has_some(
+    tuned: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned("--moe-gate", "learned")  # as it is
+    with pytest.raises(SystemExit, match="2"):
+        tuned("--moe-gate", "hash")
+    assert "has --moe-gate learned, this run hash: drop the flag" in capsys.readouterr().err
 
 
 def test_experts_elsewhere_than_in_the_file_are_refused(

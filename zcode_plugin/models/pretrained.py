@@ -77,7 +77,7 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Namespace | None:
 
 
 def check_experts(args: Namespace, stored: Namespace) -> None:
-    """Refuse other numbers of experts, or experts in other layers, than the file has.
+    """Refuse a learned gate where the file has none or the reverse, and experts placed otherwise.
 
     Args:
         args: all options of the run.
@@ -91,6 +91,13 @@ def check_experts(args: Namespace, stored: Namespace) -> None:
         raise UserError(
             f"--finetune-from-model {args.finetune_from_model} has experts in {other}, this run in "
             f"{own}: drop --moe-freq, --moe-expert-count and those of --encoder- and --decoder-"
+        )
+    # Of gates, a learned one alone has weights.
+    gate, before = (str(MoEConfig.from_namespace(one).moe_gate) for one in (args, stored))
+    if (gate == "learned") != (before == "learned"):
+        raise UserError(
+            f"--finetune-from-model {args.finetune_from_model} has --moe-gate {before}, this run "
+            f"{gate}: drop the flag"
         )
 
 
