@@ -16,7 +16,7 @@ demo: $(VENV)/ready
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/localisation/demo.sh
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 15
 
 test-slow: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
