@@ -9,11 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import quality
 import torch
 from fairseq import checkpoint_utils
 
 from zcode_plugin import register
+from zcode_plugin.cli.evaluation.generation import Direction
 
 START_OF_WORD = "\u2581"  # SentencePiece's
 
@@ -53,14 +53,14 @@ def losses_of_pieces(checkpoint: Path, data: Path, split: str) -> dict[tuple[str
 
 
 class MeansOfPieces:
-    """Mean losses by group of directions, of quality's, and kind, `first` or `inside`."""
+    """Mean losses by group of directions, as `Direction.group`, and kind, `first` or `inside`."""
 
     def __init__(self) -> None:
         self._losses: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def add(self, direction: str, pieces: Sequence[str], losses: Sequence[float]) -> None:
         """One sentence, without its end."""
-        group = quality.group(direction)
+        group = Direction(*direction.split("-")).group
         for piece, loss in zip(pieces, losses, strict=True):
             kind = "first" if piece.startswith(START_OF_WORD) else "inside"
             self._losses[group, kind].append(loss)

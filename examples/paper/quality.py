@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -13,13 +13,10 @@ from results import Table, cell
 
 from zcode_plugin.cli.evaluation import comparison
 from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.cli.evaluation.scores import by_group
 
 Results = dict[str, Any]
-GROUPS: dict[str, Callable[[Direction], bool]] = {
-    "X->en": lambda direction: direction.tgt == "en",
-    "en->X": lambda direction: direction.src == "en",
-    "all": lambda direction: True,
-}
+GROUPS = ("X->en", "en->X", "all")
 COLUMNS = [f"{metric} {group}" for metric in ("BLEU", "chrF++") for group in GROUPS]
 SAMPLES = 1000  # of a bootstrap
 
@@ -40,12 +37,6 @@ class Test(NamedTuple):
     p: float | None
 
 
-def group(direction: str) -> str:
-    """The first of GROUPS to which `src-tgt` belongs."""
-    one = Direction(*direction.split("-"))
-    return next(name for name, belongs in GROUPS.items() if belongs(one))
-
-
 def joined(parts: Sequence[Results]) -> Results:
     """Results of several models, each with directions of its own, as those of one."""
     return {"directions": {key: one for part in parts for key, one in part["directions"].items()}}
@@ -54,10 +45,11 @@ def joined(parts: Sequence[Results]) -> Results:
 def scores(result: Results) -> list[float]:
     """Unweighted means over the directions of each group, in the order of COLUMNS."""
     found = {Direction(*key.split("-")): one for key, one in result["directions"].items()}
+    groups = by_group(found)
     return [
-        fmean(one[metric] for direction, one in found.items() if belongs(direction))
+        fmean(found[direction][metric] for direction in groups[group])
         for metric in ("bleu", "chrf")
-        for belongs in GROUPS.values()
+        for group in GROUPS
     ]
 
 

@@ -86,14 +86,15 @@ def check_experts(args: Namespace, stored: Namespace) -> None:
     Raises:
         UserError: one line with the file, what it has and the remedy.
     """
-    own, other = (_experts(options) for options in (args, stored))
+    moe, moe_before = (MoEConfig.from_namespace(options) for options in (args, stored))
+    own, other = _experts(moe, args), _experts(moe_before, stored)
     if own != other:
         raise UserError(
             f"--finetune-from-model {args.finetune_from_model} has experts in {other}, this run in "
             f"{own}: drop --moe-freq, --moe-expert-count and those of --encoder- and --decoder-"
         )
     # Of gates, a learned one alone has weights.
-    gate, before = (str(MoEConfig.from_namespace(one).moe_gate) for one in (args, stored))
+    gate, before = str(moe.moe_gate), str(moe_before.moe_gate)
     if (gate == "learned") != (before == "learned"):
         raise UserError(
             f"--finetune-from-model {args.finetune_from_model} has --moe-gate {before}, this run "
@@ -101,9 +102,8 @@ def check_experts(args: Namespace, stored: Namespace) -> None:
         )
 
 
-def _experts(options: Namespace) -> str:
+def _experts(moe: MoEConfig, options: Namespace) -> str:
     """Layers from 1 on, with their experts."""
-    moe = MoEConfig.from_namespace(options)
     layout = expert_layout(moe, options.encoder_layers, options.decoder_layers)
     layers = [
         f"{side} layer {index + 1} ({experts})"
