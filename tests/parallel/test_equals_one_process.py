@@ -40,10 +40,9 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor], tolerance: flo
             torch.testing.assert_close(tensor, other[key], rtol=0, atol=tolerance, msg=key)
 
 
-@pytest.mark.parametrize("updates", [1, 4])
-def test_updates_equal(reversal: Path, tmp_path: Path, updates: int) -> None:
+def test_updates_equal(reversal: Path, tmp_path: Path) -> None:
     """Loss, global gradient norm (through clipping too) and weights, after SGD updates."""
-    options = (*STEP, "--max-update", str(updates), "--validate-interval", "100")
+    options = (*STEP, "--max-update", "4", "--validate-interval", "100")
     single = train(reversal, tmp_path / "one", *options, "--update-freq", "2")
     double = train(reversal, tmp_path / "two", *options, "--expert-parallel-size", "2", ranks=2)
     assert log(single, "loss") == log(double, "loss")

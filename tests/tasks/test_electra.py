@@ -108,7 +108,7 @@ def test_the_discriminator_makes_fewer_errors_than_the_majority(
 ) -> None:
     """Who always says that a token is true is wrong at each false one."""
     output = train(
-        alphabet, tmp_path, "--multitask", "electra", "--langs", "aa", "--max-update", "300",
+        alphabet, tmp_path, "--multitask", "electra", "--langs", "aa", "--max-update", "200",
         "--log-interval", "100", "--mlm-single-tokens", "--mlm-mask", "0.3",
     )  # fmt: skip
     [*_, last] = [line for line in output.splitlines() if '"valid_electra_false_share"' in line]

@@ -8,8 +8,8 @@ import pytest
 from toy import TASK, bleu, command, generate, lines, run, train
 
 LEARN = (
-    "--max-update", "700", "--warmup-updates", "100", "--lr-scheduler", "inverse_sqrt",
-    "--label-smoothing", "0.1", "--validate-interval", "100",
+    "--max-update", "450", "--total-num-update", "450", "--warmup-updates", "100",
+    "--lr-scheduler", "polynomial_decay", "--label-smoothing", "0.1", "--validate-interval", "100",
     "--log-interval", "100", "--sampling-method", "temperature", "--seed", "3",
 )  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_the_loss_is_that_of_hidden_tokens_alone(first_batch: FirstBatch, revers
 
 def test_alone_it_beats_the_most_frequent_word_threefold(alphabet: Path, tmp_path: Path) -> None:
     output = train(
-        alphabet, tmp_path, "--multitask", "mlm", "--langs", "aa", "--max-update", "300",
+        alphabet, tmp_path, "--multitask", "mlm", "--langs", "aa", "--max-update", "200",
         "--log-interval", "100", "--best-checkpoint-metric", "mlm_accuracy",
         "--maximize-best-checkpoint-metric", "--mlm-single-tokens",
     )  # fmt: skip
