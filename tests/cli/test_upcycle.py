@@ -188,6 +188,8 @@ def test_a_stock_run_goes_on_with_its_optimizer(
         "fairseq-train", reversal, *flags, *EXACT[2:], *STOCK, UPDATES + MORE,
         "--user-dir", PLUGIN, "--restore-file", tmp_path / "moe.pt", "--save-dir", tmp_path / "run",
     )  # fmt: skip
+    told = "--criterion label_smoothed_cross_entropy leaves out the gate's losses"
+    assert output.count(told) == 1
     found, expected = losses(output, "loss"), stock.losses[UPDATES:]
     assert len(found) == len(expected) == MORE
     assert found[0] == pytest.approx(expected[0], abs=2e-3)

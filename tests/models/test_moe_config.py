@@ -8,7 +8,7 @@ import pytest
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
-from zcode_plugin.models.moe_checks import check, check_parallel
+from zcode_plugin.models.moe_checks import check, check_parallel, left_out
 from zcode_plugin.models.moe_config import MoEConfig
 
 LAYOUTS: dict[str, tuple[dict[str, object], ExpertLayout]] = {
@@ -148,3 +148,22 @@ def test_what_would_average_experts_is_refused(option: dict[str, object], messag
     check_parallel(args)
     with pytest.raises(UserError, match=message):
         check_parallel(Namespace(**vars(args), **option))
+
+
+@pytest.mark.parametrize(
+    ("options", "criterion", "is_ours", "message"),
+    [
+        ({}, "multitask_summed_loss", False, None),
+        ({}, "cross_entropy", False, "--criterion cross_entropy leaves out the gate's losses"),
+        ({"moe_balance": "none"}, "cross_entropy", False, None),
+        ({"moe_gate": "hash"}, "cross_entropy", False, None),
+        ({"moe_balance": "bias"}, "multitask_summed_loss", True, None),
+        ({"moe_balance": "bias"}, "multitask_summed_loss", False, "--moe-balance bias does noth"),
+    ],
+)
+def test_what_parts_of_stock_leave_out_is_told(
+    options: dict[str, object], criterion: str, is_ours: bool, message: str | None
+) -> None:
+    task = Namespace(trains_experts=is_ours)
+    told = left_out(Namespace(criterion=criterion), task, MoEConfig(**options))
+    assert told is None if message is None else str(told).startswith(message)

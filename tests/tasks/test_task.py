@@ -256,3 +256,16 @@ def test_amp_is_refused_where_there_are_experts(
     with pytest.raises(SystemExit, match="2"):
         load(configure, reversal, "--amp")
     assert "--amp cannot train experts" in capsys.readouterr().err
+
+
+def test_a_criterion_of_stock_is_refused(
+    configure: Configure, reversal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = configure(reversal, "--criterion", "cross_entropy")
+    task = tasks.setup_task(cfg.task)
+    with pytest.raises(SystemExit, match="2"):
+        task.build_criterion(cfg.criterion)
+    assert capsys.readouterr().err == (
+        "zcode_plugin: error: --criterion cross_entropy cannot read this task's batches, which "
+        "hold one of each objective: give --criterion multitask_summed_loss\n"
+    )

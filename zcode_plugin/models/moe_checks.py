@@ -12,6 +12,8 @@ from zcode_plugin.models.expert_layout import ExpertLayout
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.moe.quantised import LARGEST
 
+SUMMED_LOSS = "multitask_summed_loss"
+
 _LEAST = {"moe_top_k": 1, "expert_parallel_size": 1}
 _BELOW_ONE = ("moe_jitter_eps", "moe_eom")
 
@@ -84,6 +86,29 @@ def check_task(args: Namespace, task: object) -> None:
             f"{flag} needs --task multitask_multilingual, which scales and averages the gradients "
             "of what ranks do not share; tasks of stock would train something else"
         )
+
+
+def left_out(args: Namespace, task: object, moe: MoEConfig) -> str | None:
+    """What parts of stock leave out of the balance of experts, one line; None where nothing.
+
+    Args:
+        args: all options of the run.
+        task: that trains the model.
+        moe: its options.
+    """
+    if moe.balance == "bias" and not getattr(task, "trains_experts", False):
+        return (
+            "--moe-balance bias does nothing with a task of stock: --task multitask_multilingual "
+            "moves the biases"
+        )
+    criterion = getattr(args, "criterion", None) or SUMMED_LOSS
+    is_learned = str(moe.moe_gate) == "learned"
+    if moe.balance == "loss" and is_learned and criterion != SUMMED_LOSS:
+        return (
+            f"--criterion {criterion} leaves out the gate's losses, which keep the experts equally "
+            f"busy: --criterion {SUMMED_LOSS} has them, with tasks of stock, too"
+        )
+    return None
 
 
 def check_alone(args: Namespace) -> None:

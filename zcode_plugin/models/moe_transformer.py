@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import ArgumentParser, Namespace
 from copy import copy
 from typing import Any
@@ -25,21 +26,23 @@ from zcode_plugin.checkpoint.config import asks_for_zero_sharding
 from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
 from zcode_plugin.errors import exits_on_user_error
-from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
+from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, add_head_arguments, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
-from zcode_plugin.models.moe_checks import check, check_fully_sharded, check_parallel, check_task
+from zcode_plugin.models.moe_checks import check, check_task, left_out
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
+from zcode_plugin.models.places import find_places
 from zcode_plugin.models.sliced import slice_layer, slice_vocabulary
-from zcode_plugin.models.sliced_checks import check_sliced
 from zcode_plugin.moe.context import calling, hand_in_context
 from zcode_plugin.moe.tape import record_last_output, recording
 from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.balancing import LoadBalancer, gates_of
 from zcode_plugin.parallel.gradients import prepare_model
-from zcode_plugin.parallel.tensor import TensorSlicing, tensor_slicing
-from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
+from zcode_plugin.parallel.tensor import TensorSlicing
+from zcode_plugin.parallel.topology import ExpertTopology
+
+logger = logging.getLogger(__name__)
 
 
 def _finish(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
@@ -145,6 +148,7 @@ class MoETransformer(TransformerModel):
         pretrained_rows: where the next weights that are loaded are of another vocabulary, see
             `rows_for`.
         balancer: moves the selection biases of the gates; None unless `--moe-balance bias`.
+        left_out: what the user is told when it trains, see `moe_checks.left_out`.
     """
 
     moe: MoEConfig
@@ -154,6 +158,7 @@ class MoETransformer(TransformerModel):
     heads: nn.ModuleDict
     pretrained_rows: Tensor | None = None
     balancer: LoadBalancer | None = None
+    left_out: str | None = None
     _update: int = 0
     _passes: int = 0  # training passes of the update so far
 
@@ -182,7 +187,7 @@ class MoETransformer(TransformerModel):
         moe = MoEConfig.from_namespace(args)
         layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
         check(moe, layout)
-        slicing, topology = _places(args, moe, layout)
+        slicing, topology = find_places(args, moe, layout)
         fully_sharded.prepare(topology, slicing)
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
@@ -211,6 +216,8 @@ class MoETransformer(TransformerModel):
                 arrange(topology)
         if moe.balance == "bias":
             model.balancer = LoadBalancer(gates_of(model), moe.moe_bias_update_rate)
+        if any(layout.values()):
+            model.left_out = left_out(args, task, moe)
         return model
 
     @classmethod
@@ -243,6 +250,9 @@ class MoETransformer(TransformerModel):
         With `masked_tokens`, bool [B, S], only the encoder runs, and the output is [N, V] for the
         N places where it is True; of `electra` see `Electra` for the extras.
         """
+        if self.training and self.left_out is not None:
+            logger.warning(self.left_out)
+            self.left_out = None
         with recording() as tape, calling(key=(self.seed, self._update, self._passes)):
             if masked_tokens is None:
                 output, extra = super().forward(*args, **kwargs)
@@ -273,19 +283,3 @@ class MoETransformer(TransformerModel):
         if self.slicing.size > 1:
             take_slices(state_dict, self.state_dict(), self.slicing)
         fit_heads(state_dict, self)
-
-
-def _places(
-    args: Namespace, moe: MoEConfig, layout: ExpertLayout
-) -> tuple[TensorSlicing, ExpertTopology]:
-    """The place of this rank in tensor slicing and in expert parallelism."""
-    slicing = tensor_slicing(getattr(args, "model_parallel_size", 1))
-    # Before groups are made: a rank that ends would leave others waiting there.
-    if moe.expert_parallel_size > 1:
-        check_parallel(args)
-    if fully_sharded.is_wanted():
-        check_fully_sharded(args, moe)
-    if slicing.size > 1:
-        check_sliced(args)
-    counts = [count for side in layout.values() for count in side.values()]
-    return slicing, expert_topology(moe.expert_parallel_size, counts, slicing.size)

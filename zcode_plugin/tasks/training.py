@@ -18,10 +18,11 @@ from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.vocabulary import rows_for
+from zcode_plugin.criterions.multitask_summed_loss import MultitaskSummedLoss
 from zcode_plugin.data.multitask_dataset import MultitaskDataset
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.errors import UserError, exits_on_user_error
-from zcode_plugin.models.moe_checks import check_alone, check_zero_precision
+from zcode_plugin.models.moe_checks import SUMMED_LOSS, check_alone, check_zero_precision
 from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.models.sliced_checks import check_one_process
 from zcode_plugin.moe import MOELayer
@@ -110,6 +111,17 @@ class TrainingTask(FairseqTask):
                 extra_gen_cls_kwargs={"symbols_to_strip_from_output": self.language_tokens},
             )
         return model
+
+    @exits_on_user_error
+    def build_criterion(self, cfg: Any) -> Any:
+        """Stock's; one that cannot read joint batches is refused."""
+        criterion = super().build_criterion(cfg)
+        if not isinstance(criterion, MultitaskSummedLoss):
+            raise UserError(
+                f"--criterion {cfg._name} cannot read this task's batches, which hold one of each "
+                f"objective: give --criterion {SUMMED_LOSS}"
+            )
+        return criterion
 
     def _check_start(self, cfg: Any, model: Any) -> None:
         """Refuse what the run must not start from; ready the model for another vocabulary."""
