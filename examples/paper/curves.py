@@ -44,13 +44,18 @@ def speedup(curves: Curves, baseline: Curves) -> tuple[float | None, float | Non
         baseline: of the other, of the same seeds or more.
 
     Returns:
-        Means over seeds; None where a seed does not reach it.
+        Those of the mean curves; None where the model's does not get there.
     """
-    updates, seconds = [], []
-    for curve, other in zip(curves, baseline, strict=False):
-        there = reaching(curve, other[-1].loss)
-        if there is None:
-            return None, None
-        updates.append(other[-1].updates / there.updates)
-        seconds.append(other[-1].seconds / there.seconds)
-    return fmean(updates), fmean(seconds)
+    own, other = mean(curves), mean(baseline[: len(curves)])
+    there = reaching(own, other[-1].loss)
+    if there is None:
+        return None, None
+    return other[-1].updates / there.updates, other[-1].seconds / there.seconds
+
+
+def mean(curves: Curves) -> list[Point]:
+    """Mean time and loss at each update, of curves with the same updates."""
+    return [
+        Point(at[0].updates, fmean(p.seconds for p in at), fmean(p.loss for p in at))
+        for at in zip(*curves, strict=True)
+    ]

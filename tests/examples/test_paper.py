@@ -35,12 +35,15 @@ def test_where_a_curve_reaches_a_loss() -> None:
     assert curves.reaching([*BASELINE, Point(400, 40.0, 8.0)], 7.0) == Point(200, 20.0, 7.0)
 
 
-def test_speedup_is_the_mean_of_seeds_and_none_where_one_does_not_get_there() -> None:
+def test_speedup_is_that_of_mean_curves() -> None:
     # FASTER is at 6.0 after 100 + 2/3 of 100 updates, 20 + 2/3 of 20 seconds.
+    updates, seconds = curves.speedup([FASTER], [BASELINE, FASTER])  # of the same seeds
+    assert updates == pytest.approx(300 / 167)
+    assert seconds == pytest.approx(30 / (20 + 40 / 3))
+    # Means are 8.5, 6, 5 after 15, 30, 45 seconds: at 6.0 after 200 updates.
     updates, seconds = curves.speedup([FASTER, BASELINE], [BASELINE, BASELINE])
-    assert updates == pytest.approx((300 / 167 + 1) / 2)
-    assert seconds == pytest.approx((30 / (20 + 40 / 3) + 1) / 2)
-    assert curves.speedup([FASTER, BASELINE], [BASELINE, FASTER]) == (None, None)
+    assert (updates, seconds) == (300 / 200, 30 / 30)
+    assert curves.speedup([BASELINE], [FASTER]) == (None, None)
 
 
 def test_scores_are_means_over_directions_of_each_group() -> None:
