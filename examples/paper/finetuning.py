@@ -43,7 +43,7 @@ def body(study: Study, scale: Scale) -> Report:
     }
     titles.train([run for several in zip(*systems.values(), strict=True) for run in several])
     evaluated = titles.evaluate_all(systems)
-    paths = {name: [titles.results(run) for run in runs] for name, runs in systems.items()}
+    paths = titles.results_of(systems)
     tests = quality.significance(paths, scale.seeds, "dense")
     rows = [
         [name, len(runs), *(scores(evaluated[name])),

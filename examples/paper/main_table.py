@@ -42,7 +42,7 @@ def body(study: Study, scale: Scale) -> Report:
     study.train([*twins, *others, *bilingual])
     evaluated = study.evaluate_all({"bilingual": bilingual, **systems})
     evaluated["bilingual"] = [quality.joined(evaluated["bilingual"])]
-    paths = {name: [study.results(run) for run in runs] for name, runs in systems.items()}
+    paths = study.results_of(systems)
     tests = quality.significance(paths, scale.seeds, "dense")
     gates = {name: paths[name] for name in ("random gate", "MoE")}
     routing = quality.significance(gates, scale.seeds, "random gate")

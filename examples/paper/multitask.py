@@ -44,7 +44,7 @@ def body(study: Study, scale: Scale) -> Report:
     }
     study.train([run for several in zip(*systems.values(), strict=True) for run in several])
     evaluated = study.evaluate_all(systems)
-    paths = {name: [study.results(run) for run in runs] for name, runs in systems.items()}
+    paths = study.results_of(systems)
     tests = quality.significance(paths, seeds, "mt", alone)
     rows = [row(name, several, study, systems[name]) for name, several in evaluated.items()]
     columns = ["objectives", "seeds", *quality.COLUMNS, "deviation of BLEU all",

@@ -126,6 +126,10 @@ class Study:
         """What `zcode evaluate` wrote of a run."""
         return self.folder / run.name / "results.json"
 
+    def results_of(self, systems: Mapping[str, Sequence[Run]]) -> dict[str, list[Path]]:
+        """The same for the runs of every system."""
+        return {name: [self.results(run) for run in runs] for name, runs in systems.items()}
+
     def evaluate(self, runs: Sequence[Run]) -> list[dict[str, Any]]:
         """Results of `zcode evaluate` for the directions of each run, `jobs` at a time."""
 

@@ -96,7 +96,7 @@ def model_options(
     """
     _refuse(args)
     moe = MoEConfig.from_namespace(args)
-    learned = str(moe.moe_gate) == "learned"
+    learned = moe.gate_is_learned
     normalize = moe.gate.normalize
     options = {
         "vocab_size": len(weights["encoder.embed_tokens.weight"]),

@@ -174,7 +174,7 @@ def build_moe_layer(
 
 
 def _build_gate(model_dim: int, num_experts: int, moe: MoEConfig) -> Gate:
-    if str(moe.moe_gate) == "learned":
+    if moe.gate_is_learned:
         return TopKGate(model_dim, num_experts, moe.gate)
     fixed = HashGate if str(moe.moe_gate) == "hash" else RandomGate
     return fixed(num_experts, moe.gate)

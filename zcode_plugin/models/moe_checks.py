@@ -102,8 +102,7 @@ def left_out(args: Namespace, task: object, moe: MoEConfig) -> str | None:
             "moves the biases"
         )
     criterion = getattr(args, "criterion", None) or SUMMED_LOSS
-    is_learned = str(moe.moe_gate) == "learned"
-    if moe.balance == "loss" and is_learned and criterion != SUMMED_LOSS:
+    if moe.balance == "loss" and moe.gate_is_learned and criterion != SUMMED_LOSS:
         return (
             f"--criterion {criterion} leaves out the gate's losses, which keep the experts equally "
             f"busy: --criterion {SUMMED_LOSS} has them, with tasks of stock, too"
@@ -257,7 +256,7 @@ def _check_sampling(moe: MoEConfig) -> None:
 
 def _check_fixed_gate(moe: MoEConfig) -> None:
     """A gate that learns nothing has no scores."""
-    if str(moe.moe_gate) == "learned":
+    if moe.gate_is_learned:
         return
     contradictions = {
         "--moe-balance bias": moe.balance == "bias",

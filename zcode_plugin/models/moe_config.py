@@ -213,9 +213,14 @@ class MoEConfig(FairseqDataclass):
         )
 
     @property
+    def gate_is_learned(self) -> bool:
+        """Whether the gate has weights."""
+        return str(self.moe_gate) == "learned"
+
+    @property
     def gate_knows_tokens(self) -> bool:
         """Whether experts are chosen by the numbers of tokens, alone or among other things."""
-        return str(self.moe_gate) != "learned" or self.moe_gate_sees_token
+        return not self.gate_is_learned or self.moe_gate_sees_token
 
     @property
     def gating_dropout(self) -> GatingDropout:

@@ -94,11 +94,10 @@ def check_experts(args: Namespace, stored: Namespace) -> None:
             f"{own}: drop --moe-freq, --moe-expert-count and those of --encoder- and --decoder-"
         )
     # Of gates, a learned one alone has weights.
-    gate, before = str(moe.moe_gate), str(moe_before.moe_gate)
-    if (gate == "learned") != (before == "learned"):
+    if moe.gate_is_learned != moe_before.gate_is_learned:
         raise UserError(
-            f"--finetune-from-model {args.finetune_from_model} has --moe-gate {before}, this run "
-            f"{gate}: drop the flag"
+            f"--finetune-from-model {args.finetune_from_model} has --moe-gate "
+            f"{moe_before.moe_gate}, this run {moe.moe_gate}: drop the flag"
         )
 
 
