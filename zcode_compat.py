@@ -12,8 +12,8 @@ Environment variables, for whoever imports one of those packages:
     finding out whether a mend is to blame for something.
 ``ZCODE_COMPAT_ALLOW``
     Classes (``package.module.Class``, separated by commas) that checkpoints may hold besides those
-    that fairseq itself writes, from torch 2.6 on. A class named here is imported and its instances
-    are rebuilt from the file: name only classes, and open only files, that you trust.
+    that fairseq itself writes. A class named here is imported and its instances are rebuilt from
+    the file: name only classes, and open only files, that you trust.
 """
 
 from __future__ import annotations

@@ -8,14 +8,7 @@ import typing
 from types import ModuleType
 from typing import Any
 
-from zcode_mends.mend import Mend, version
-
-
-def loads_safely_by_default(_: ModuleType) -> bool:
-    """Whether ``torch.load`` refuses unknown classes, as it does since torch 2.6."""
-    import torch
-
-    return version(torch.__version__) >= (2, 6)
+from zcode_mends.mend import Mend, always
 
 
 def allow(*classes: Any) -> None:
@@ -64,7 +57,7 @@ CHECKPOINT_NAMESPACE = Mend(
         "torch 2.6 loads only classes it knows, and the config in nearly every fairseq checkpoint "
         "holds an argparse.Namespace"
     ),
-    is_needed=loads_safely_by_default,
+    is_needed=always,
     apply=_allow_namespace,
     after=("fairseq.checkpoint_utils",),
 )
@@ -74,7 +67,7 @@ CHECKPOINT_NUMPY = Mend(
         "torch 2.6 loads only classes it knows, and meters such as those of --eval-bleu are saved "
         "as numpy arrays and numbers (under numpy 1's module names or numpy 2's)"
     ),
-    is_needed=loads_safely_by_default,
+    is_needed=always,
     apply=_allow_numpy,
     after=("fairseq.checkpoint_utils",),
 )
@@ -84,7 +77,7 @@ CHECKPOINT_BROADCAST = Mend(
         "torch 2.6 loads only classes it knows, and the state that rank 0 sends the other ranks "
         "on a resume holds the config as omegaconf objects and placeholders for tensors"
     ),
-    is_needed=loads_safely_by_default,
+    is_needed=always,
     apply=_allow_broadcast_state,
     after=("fairseq.distributed.utils",),
 )

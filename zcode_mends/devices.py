@@ -9,11 +9,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from zcode_mends.mend import Mend, StandIn
-
-
-def _always(_: ModuleType) -> bool:
-    return True  # fairseq 0.12.2 is the last release, and needs them whatever it stands on
+from zcode_mends.mend import Mend, StandIn, always
 
 
 def _spare_the_tpu(options: ModuleType) -> None:
@@ -85,7 +81,7 @@ BF16_WITHOUT_TPU = Mend(
         "stock takes --bf16 to mean --tpu, with --cpu and on machines without torch_xla too, and "
         "then fails for want of a TPU"
     ),
-    is_needed=_always,
+    is_needed=always,
     apply=_spare_the_tpu,
     after=("fairseq.options",),
 )
@@ -96,7 +92,7 @@ FP16_ON_CPU = Mend(
         "gradient norm of an overflow to CUDA: with --cpu the copy is kept per parameter (as "
         "--fp16-no-flatten-grads does) and the norm stays"
     ),
-    is_needed=_always,
+    is_needed=always,
     apply=_mend_fp16,
     after=("fairseq.optim.fp16_optimizer", "fairseq.trainer"),
 )
@@ -107,7 +103,7 @@ DDP_ON_CPU = Mend(
         "the default), which takes none on a CPU, and leaves the unused weight copies of its "
         "encoder layers to --find-unused-parameters"
     ),
-    is_needed=_always,
+    is_needed=always,
     apply=_name_no_device,
     after=("fairseq.models.distributed_fairseq_model",),
 )

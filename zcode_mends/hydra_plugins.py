@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
-from zcode_mends.mend import Mend, refuse
+from zcode_mends.mend import Mend, always, refuse
 
 # Sections of other commands, whose options fairseq-train does not know.
 _ELSEWHERE = {"common_eval", "eval_lm", "generation", "interactive"}
@@ -231,7 +231,7 @@ HYDRA_PLUGINS = Mend(
         "files have names: with the mend a plugin's options, and its model, are what fairseq-train "
         "makes of the same flags, and a mistake in them is one line"
     ),
-    is_needed=lambda _: True,
+    is_needed=always,
     apply=_mend,
     after=("fairseq_cli.hydra_train",),
 )

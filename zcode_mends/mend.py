@@ -42,6 +42,11 @@ class StandIn(ModuleType):
         return getattr(self.__dict__["_stock"], name)
 
 
+def always(_: ModuleType) -> bool:
+    """For what is needed on all versions that are supported: fairseq 0.12.2 is the last release."""
+    return True
+
+
 def version(text: str) -> tuple[int, int]:
     """Major and minor number of a version: ``"2.13.0+cpu"`` -> ``(2, 13)``."""
     found = re.match(r"(\d+)\.(\d+)", text)

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from zcode_mends.checkpoints import allow, loads_safely_by_default
-from zcode_mends.mend import Mend, StandIn, refuse
+from zcode_mends.checkpoints import allow
+from zcode_mends.mend import Mend, StandIn, always, refuse
 
 _ENTRY_POINTS = ("cli_main", "_hydra_main")
 
@@ -111,7 +111,7 @@ CHECKPOINT_REFUSAL = Mend(
         "a checkpoint that torch 2.6 refuses ends a stock command in a traceback which recommends "
         "loading it unsafely"
     ),
-    is_needed=loads_safely_by_default,
+    is_needed=always,
     apply=_mend,
     after=(
         "fairseq.checkpoint_utils",

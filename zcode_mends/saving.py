@@ -9,13 +9,9 @@ import shutil
 from types import ModuleType
 from typing import Any
 
-from zcode_mends.mend import Mend
+from zcode_mends.mend import Mend, always
 
 _OF_A_RANK = re.compile(r"(?!crash-).+-(?:(?P<kind>rank|model_part)-\d+|shard\d+)\.pt")
-
-
-def _always(_: ModuleType) -> bool:
-    return True  # fairseq 0.12.2 is the last release
 
 
 def commit(partial: str, path: str) -> None:
@@ -86,7 +82,7 @@ WHOLE_CHECKPOINTS = Mend(
         "part of it; ranks that write a file each rename it as soon as their own is whole, so "
         "that a kill leaves a mixture of two saves; and all of them write the same crash.pt"
     ),
-    is_needed=_always,
+    is_needed=always,
     apply=_save_whole_files,
     after=("fairseq.checkpoint_utils",),
 )

@@ -19,11 +19,6 @@ from zcode_plugin.checkpoint import io
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(torch.serialization, "get_unsafe_globals_in_checkpoint"),
-    reason="torch before 2.6 does not load safely by default",
-)
-
 
 class _RunsCode:
     def __init__(self, command: str) -> None:

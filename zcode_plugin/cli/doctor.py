@@ -55,7 +55,7 @@ class Requirement:
 
 
 REQUIREMENTS = (
-    Requirement("torch", (2, 4), None, "pip install torch==2.13.0"),
+    Requirement("torch", (2, 6), None, "pip install torch==2.13.0"),
     Requirement("numpy", (1, 21), None, "pip install numpy"),
     Requirement("fairseq", (0, 12, 2), (0, 12, 3), FAIRSEQ),
     Requirement("fairscale", (0, 4, 13), (0, 4, 14), FAIRSEQ),
@@ -227,8 +227,6 @@ def _compat() -> Finding:
     there = [str(path) for path in files if path.is_file()]
     if _compat_is_active():
         return Finding("zcode_compat", f"active ({there[0] if there else 'imported by hand'})")
-    if sys.version_info < (3, 11) and _is_installed("torch") and _numbers("torch") < (2, 6):
-        return Finding("zcode_compat", "not active, nor needed here")
     return Finding("zcode_compat", "not active: stock fairseq needs it here", COMPAT)
 
 
