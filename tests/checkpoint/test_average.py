@@ -7,7 +7,7 @@ import pytest
 import torch
 from checkpoint.rank_files import State, rank_state, whole_model
 
-from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint import config, io
 from zcode_plugin.checkpoint.average import (
     EPOCHS,
     UPDATES,
@@ -104,6 +104,15 @@ def test_checkpoints_of_different_models(
     with pytest.raises(UserError) as refusal:
         average_whole(sets)
     assert str(refusal.value) == message.format(sets[0][0], sets[1][0])
+
+
+def test_a_set_whose_files_do_not_belong_together(tmp_path: Path) -> None:
+    sets = [write(tmp_path, shift) for shift in SHIFTS]
+    state = io.load(sets[1][1])
+    state["model"]["encoder.version"] += 1
+    torch.save(state, sets[1][1])
+    with pytest.raises(UserError, match=r"encoder\.version differs from the same entry of another"):
+        average_ranks(sets)
 
 
 def test_sets_of_different_sizes_need_merging(tmp_path: Path) -> None:

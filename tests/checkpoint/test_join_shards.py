@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint.rank_files import State
+from distributed import run_ranks
 from torch import Tensor
 
+from zcode_plugin.checkpoint import config
 from zcode_plugin.checkpoint.gather import find_files, gather_pieces
 from zcode_plugin.checkpoint.reshard import plan
+from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.tensors import put_together
 from zcode_plugin.errors import UserError
 
@@ -84,8 +87,12 @@ def shard(world: int, size: int, rank: int) -> State:
     return {
         "cfg": {
             "model": Namespace(base_layers=int(size > 1), expert_parallel_size=size),
-            "distributed_training": {"distributed_world_size": world, "use_sharded_state": True},
-            "checkpoint": {"checkpoint_suffix": ""},
+            "distributed_training": {
+                "distributed_world_size": world,
+                "distributed_rank": rank,
+                "use_sharded_state": True,
+            },
+            "checkpoint": {"checkpoint_suffix": f"-rank-{rank}" if size > 1 else ""},
         },
         "model": {
             "encoder.flat_param_0": shared,
@@ -152,6 +159,41 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
         plan([files[0], files[2]], 1)
     with pytest.raises(UserError, match=r"shard0.pt is a shard of all weights: join the shards"):
         find_files(tmp_path / "checkpoint_last.pt")
+
+
+def swap(one: Path, other: Path) -> None:
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
+@pytest.mark.parametrize(("world", "size"), [(2, 1), (2, 2)])
+def test_shards_under_each_others_names_are_refused(tmp_path: Path, world: int, size: int) -> None:
+    files = write(tmp_path, world, size)
+    swap(*files)
+    message = "was saved by rank 1: put the shard of rank 0 in its place"
+    with pytest.raises(UserError, match=message):
+        gather_pieces(files, with_optimizer=False)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_an_interrupted_save_of_shards_is_completed(tmp_path: Path, size: int) -> None:
+    files = write(tmp_path, 2, size)
+    for rank, path in enumerate(files):
+        state = shard(2, size, rank)
+        state["optimizer_history"][-1]["num_updates"] = 4
+        torch.save(state, f"{path}.tmp")
+    Path(f"{files[0]}.tmp").rename(files[0])
+    options = Namespace(
+        save_dir=str(tmp_path), use_sharded_state=True, expert_parallel_size=size,
+    )  # fmt: skip
+    run_ranks(start, 2, options)
+    assert sorted(tmp_path.iterdir()) == files
+    assert {config.num_updates(torch.load(path, weights_only=True)) for path in files} == {4}
+
+
+def start(rank: int, options: Namespace) -> None:
+    check_start(options, [])
 
 
 def test_parameters_that_no_shard_holds_are_named(tmp_path: Path) -> None:

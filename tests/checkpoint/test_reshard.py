@@ -9,6 +9,7 @@ import torch
 from checkpoint.rank_files import State, rank_state, write_rank_files
 
 from zcode_plugin.checkpoint import io
+from zcode_plugin.checkpoint.gather import find_files
 from zcode_plugin.checkpoint.layout import Layout
 from zcode_plugin.checkpoint.reshard import Position, plan
 from zcode_plugin.checkpoint.tensors import bit_equal
@@ -208,6 +209,18 @@ def test_into_slices_and_back(
     [whole] = divide(others, tmp_path / "whole", 8, 1, 1)
     found, expected = io.load(whole), rank_state(0, 1, 8)
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize(("world", "parallel"), [(2, 1), (4, 2)])
+def test_files_under_each_others_names_are_refused(
+    tmp_path: Path, world: int, parallel: int
+) -> None:
+    first, second, *_ = divide(write(tmp_path, 1, 8), tmp_path / "sliced", world, parallel, 2)
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(kept)
+    with pytest.raises(UserError, match=r"0\.pt was saved as .*-1: put the file of rank 0 in its"):
+        plan(find_files(first), 1)
 
 
 def test_sizes_of_slices_that_do_not_divide(tmp_path: Path) -> None:

@@ -235,6 +235,7 @@ def test_rank_files_of_a_dense_run_are_one_model(tmp_path: Path) -> None:
     for rank in range(2):
         config.put(state["cfg"]["model"], "expert_parallel_size", 2)
         state["cfg"]["distributed_training"] = {"distributed_world_size": 2}
+        state["cfg"]["checkpoint"] = {"checkpoint_suffix": f"-rank-{rank}"}
         write(tmp_path, state, f"dense-rank-{rank}.pt")
     out = tmp_path / "moe.pt"
     source = str(tmp_path / "dense-rank-1.pt")

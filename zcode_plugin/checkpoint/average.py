@@ -10,8 +10,7 @@ from typing import Any
 import torch
 
 from zcode_plugin.checkpoint import config, io, names
-from zcode_plugin.checkpoint.checks import check_ranks, check_same_save
-from zcode_plugin.checkpoint.gather import gather
+from zcode_plugin.checkpoint.gather import gather, gather_pieces
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import bit_equal, identity, weights
 from zcode_plugin.errors import UserError
@@ -66,11 +65,8 @@ def average_ranks(checkpoints: Sequence[list[Path]]) -> Iterator[dict[str, Any]]
     """
     sizes = set()
     for files in checkpoints:
-        first = io.load_options(files[0])
-        check_ranks(files, first)
-        for path in files[1:]:
-            check_same_save(first, files[0], io.load_options(path), path)
-        sizes.add((len(files), config.expert_parallel_size(first)))
+        state = gather_pieces(files, with_optimizer=False).state  # mapped; for its checks
+        sizes.add((len(files), config.expert_parallel_size(state)))
     if len(sizes) > 1:
         raise UserError(
             "the checkpoints are of different numbers of ranks: add --merge for one file, or "

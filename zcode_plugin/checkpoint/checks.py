@@ -35,6 +35,29 @@ def check_ranks(files: list[Path], state: Mapping[str, Any]) -> None:
             raise UserError(f"{path} is of another run: this one had {what}; move the file away")
 
 
+def check_name(state: Mapping[str, Any], path: Path) -> None:
+    """A rank's file, or a shard, has the name that it was saved under.
+
+    Raises:
+        UserError: it has that of another rank.
+    """
+    shard = names.shard_of(path)
+    if shard is not None:
+        saved = config.get(config.section(state, "distributed_training"), "distributed_rank")
+        if saved not in (None, shard):
+            raise UserError(
+                f"{path} was saved by rank {saved}: put the shard of rank {shard} in its place"
+            )
+        return
+    rank = names.rank_of(path)
+    suffix = config.get(config.section(state, "checkpoint"), "checkpoint_suffix")
+    if rank is not None and suffix not in (
+        None,
+        path.stem.removeprefix(names.without_rank(path).stem),
+    ):
+        raise UserError(f"{path} was saved as {suffix}: put the file of rank {rank} in its place")
+
+
 def check_same_save(
     first_state: Mapping[str, Any], first: Path, state: Mapping[str, Any], path: Path
 ) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names, optimizer, shards
-from zcode_plugin.checkpoint.checks import check_ranks, check_same_save, count_experts
+from zcode_plugin.checkpoint.checks import check_name, check_ranks, check_same_save, count_experts
 from zcode_plugin.checkpoint.join_shards import join_shards
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.optimizer import Moments
@@ -161,6 +161,7 @@ def gather_for_one_process(files: list[Path]) -> Gathered:
 
 def _load(path: Path, with_optimizer: bool) -> tuple[dict[str, Any], Moments]:
     state = io.load_mapped(path)
+    check_name(state, path)
     if not with_optimizer or not state.get("last_optimizer_state"):
         state.pop("last_optimizer_state", None)
         return state, {}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from zcode_plugin.checkpoint import config, io, names, optimizer
-from zcode_plugin.checkpoint.checks import check_same_save
+from zcode_plugin.checkpoint.checks import check_name, check_same_save
 from zcode_plugin.checkpoint.optimizer import Moments
 from zcode_plugin.checkpoint.tensors import Pieces
 from zcode_plugin.errors import UserError
@@ -38,8 +38,11 @@ def check_shards(files: Sequence[Path]) -> dict[str, Any]:
             f"the run of {first} had {saved} ranks, each of which wrote a shard; there are "
             f"those of ranks {', '.join(map(str, shards))}"
         )
+    check_name(state, first)
     for path in files[1:]:
-        check_same_save(state, first, io.load_options(path), path)
+        other = io.load_options(path)
+        check_same_save(state, first, other, path)
+        check_name(other, path)
     return state
 
 

@@ -66,6 +66,13 @@ class Layout:
         """All files of a checkpoint, in the order of their ranks."""
         return [self.path(whole, rank) for rank in range(self.files)]
 
+    def shards(self, whole: Path) -> list[Path]:
+        """All files of a run with `--use-sharded-state`, in the order of their ranks."""
+        return [
+            names.with_shard(self.path(whole, rank) if self.parallel > 1 else whole, rank)
+            for rank in range(self.world)
+        ]
+
     def slicing(self, rank: int) -> TensorSlicing:
         """Which slices a rank holds."""
         return TensorSlicing(self.tensor, rank % self.tensor)

@@ -127,6 +127,11 @@ def without_shard(path: Path) -> Path:
     return path.with_name(f"{match['stem']}.pt") if match else path
 
 
+def with_shard(path: Path, shard: int) -> Path:
+    """`DIR/checkpoint_last.pt` -> `DIR/checkpoint_last-shard1.pt`."""
+    return path.with_name(f"{path.stem}-shard{shard}.pt")
+
+
 def find_shards(path: Path) -> dict[int, Path]:
     """The shards beside `path`, which may be one of them or the name without one, by number."""
     whole = without_shard(path)

@@ -15,7 +15,7 @@ from typing import Any
 import torch.distributed as dist
 
 from zcode_plugin.checkpoint import config, io, names, shards, vocabulary
-from zcode_plugin.checkpoint.checks import check_ranks, check_same_save
+from zcode_plugin.checkpoint.checks import check_name, check_ranks, check_same_save
 from zcode_plugin.checkpoint.join_shards import check_shards
 from zcode_plugin.checkpoint.layout import Layout
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
@@ -105,6 +105,7 @@ def _check_contents(
 
 def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict[str, Any]] | None:
     """With `--use-sharded-state`: the first shard of a whole set; None at a first start."""
+    finish_save(whole, layout.shards(whole))
     shards = names.find_shards(whole)
     if shards:
         first = shards[0] if 0 in shards else next(iter(shards.values()))
@@ -200,7 +201,7 @@ def _check_ranks_files(
         part = state if path == first else io.load_options(path)
         with _naming_another_set(whole, layout):
             check_same_save(state, first, part, path)
-            _check_own(part, path)
+            check_name(part, path)
             for key, value in _shared_vectors(part).items():
                 if not bit_equal(value, shared.get(key)):
                     raise UserError(
@@ -237,14 +238,6 @@ def _naming_another_set(whole: Path, layout: Layout) -> Iterator[None]:
         yield
     except UserError as error:
         raise UserError(f"{error}{other_set(whole, layout)}") from None
-
-
-def _check_own(state: Mapping[str, Any], path: Path) -> None:
-    suffix = config.get(config.section(state, "checkpoint"), "checkpoint_suffix")
-    if suffix != path.stem.removeprefix(names.without_rank(path).stem):
-        raise UserError(
-            f"{path} was saved as {suffix}: put the file of rank {names.rank_of(path)} in its place"
-        )
 
 
 def _shared_vectors(state: Mapping[str, Any]) -> dict[str, Any]:
