@@ -141,6 +141,8 @@ def test_the_gate_is_scaled_until_it_is_as_certain_as_before() -> None:
         ({"encoder_attention_heads": 2}, "--encoder-attention-heads is 2 in one and 4"),
         ({"activation_fn": "gelu"}, "--activation-fn is gelu in one and relu"),
         ({"moe_gate_sees_token": True}, "--moe-gate-sees-token is True in one and False"),
+        ({"share_all_embeddings": False}, "--share-all-embeddings is False in one and True"),
+        ({"no_token_positional_embeddings": True}, "--no-token-positional-embeddings is True"),
         ({"moe_freq": 1}, "only one of them has experts in decoder.layers.0.moe_layer"),
         ({"encoder_ffn_embed_dim": 64}, r"fc1.weight has \(64, 32\) in one and \(48, 32\)"),
         ({"encoder_embed_dim": 64}, "b.pt and a.pt are different models"),
@@ -155,6 +157,14 @@ def test_other_models_are_refused(change: dict[str, Any], message: str) -> None:
         second = Gathered(second.state, {}, dict.fromkeys(layers, 4))
     with pytest.raises(UserError, match=message):
         join(gathered(model, args), second)
+
+
+def test_layers_that_only_the_first_has_are_named() -> None:
+    second = gathered(*build())
+    first = Gathered(second.state, {}, {**second.experts, "encoder.layers.0.moe_layer": 4})
+    first.state["model"]["encoder.layers.0.moe_layer.gate.wg.weight"] = torch.zeros(4, 32)
+    with pytest.raises(UserError, match=r"only one of them has experts in encoder\.layers\.0\."):
+        join(first, second)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ from zcode_plugin.moe.token_signs import SIGNS
 _OPTIONS = (
     *("encoder_attention_heads", "decoder_attention_heads", "activation_fn", "layernorm_embedding"),
     *("encoder_normalize_before", "decoder_normalize_before", "no_scale_embedding"),
-    *("encoder_learned_pos", "decoder_learned_pos", "moe_top_k", "moe_gate"),
+    *("encoder_learned_pos", "decoder_learned_pos", "no_token_positional_embeddings"),
+    *("share_all_embeddings", "share_decoder_input_output_embed", "moe_top_k", "moe_gate"),
     *("moe_gate_sees_token", "moe_balance", "moe_normalize_gate_prob"),
     *("moe_normalize_gate_prob_before_dropping", "moe_residual"),
 )
@@ -76,8 +77,14 @@ def aggregate(
     Raises:
         UserError: the models do not fit together.
     """
+    for model, path in zip(models, paths, strict=True):
+        _check_has_gates(model, path)
     for other, path in zip(models[1:], paths[1:], strict=True):
         _check_alike(models[0], other, paths[0], path)
+    counts = {layer: sum(model.experts[layer] for model in models) for layer in models[0].experts}
+    if top_k is not None and not 1 <= top_k <= min(counts.values()):
+        most = min(counts.values())
+        raise UserError(f"--top-k {top_k}: layers have {most} experts; give 1 to {most}")
     shared = [_shared(model) for model in models]
     common = {key for key in shared[0] if all(key in part for part in shared)}
     for part in shared:
@@ -94,7 +101,7 @@ def aggregate(
         norms = _input_norm(layer, state, weights)
         scales[layer] = fitting_scale(gates, *norms, k, gate_scale)
         weights[names.gate_key(layer)] = torch.cat(gates) * scales[layer].factor
-    _finish(state, models, weights, top_k)
+    _finish(state, counts, weights, top_k)
     return state, scales
 
 
@@ -190,7 +197,7 @@ def _certainty(logits_TE: Tensor, k: int, factor: float) -> float:
 
 
 def _finish(
-    state: dict[str, Any], models: Sequence[Gathered], weights: dict[str, Any], top_k: int | None
+    state: dict[str, Any], counts: dict[str, int], weights: dict[str, Any], top_k: int | None
 ) -> None:
     state["model"] = weights
     extra = dict(state.get("extra_state") or {})
@@ -198,10 +205,17 @@ def _finish(
         extra.pop(name, None)
     state["extra_state"] = extra
     state.pop("kept_experts", None)
-    counts = {layer: sum(model.experts[layer] for model in models) for layer in models[0].experts}
     config.set_expert_counts(state, counts)
     if top_k is not None:
         config.put(config.section(state, "model"), "moe_top_k", top_k)
+
+
+def _check_has_gates(model: Gathered, path: Path) -> None:
+    config.check_not_quantised(model.state, path, "to aggregate")
+    if not model.experts:
+        raise UserError(f"{path} has no experts: make some of its layers with zcode upcycle")
+    if any(names.gate_key(layer) not in model.state["model"] for layer in model.experts):
+        raise UserError(f"{path} has a gate that learns nothing, without rows to put together")
 
 
 def _check_alike(first: Gathered, other: Gathered, first_path: Path, path: Path) -> None:

@@ -64,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
     for path in args.checkpoints:
         with io.well_formed(path):
             models.append(gather_whole(path)[1])
-    _check_models(models, args)
     with (
         step(f"aggregate {count(len(models), 'checkpoint')}") as current,
         io.well_formed(args.checkpoints[-1]),
@@ -82,19 +81,6 @@ def run(args: argparse.Namespace) -> int:
     parameters = count_elements(state["model"].values())
     print(f"{parameters:,} parameters, {written:,} bytes, without an optimizer's state")
     return 0
-
-
-def _check_models(models: Sequence[Gathered], args: argparse.Namespace) -> None:
-    from zcode_plugin.checkpoint import names
-
-    for model, path in zip(models, args.checkpoints, strict=True):
-        if not model.experts:
-            raise UserError(f"{path} has no experts: make some of its layers with zcode upcycle")
-        if any(names.gate_key(layer) not in model.state["model"] for layer in model.experts):
-            raise UserError(f"{path} has a gate that learns nothing, without rows to put together")
-    fewest = min(sum(model.experts[layer] for model in models) for layer in models[0].experts)
-    if args.top_k is not None and not 1 <= args.top_k <= fewest:
-        raise UserError(f"--top-k {args.top_k}: layers have {fewest} experts; give 1 to {fewest}")
 
 
 def _coefficients(text: str | None, models: int) -> list[float]:
