@@ -41,6 +41,22 @@ def test_slices_in_shards_may_be_the_only_form_that_fits(
     assert "--model-parallel-size 2 --ddp-backend fully_sharded --cpu-offload" in output
 
 
+def test_the_default_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    line = [*LINE, "--ranks", "8", "--memory", "1", "--host-memory", "1", "--json"]
+    plans = []
+    for given in ([], ["--expert-parallel-size", "8", "--tensor", "2"]):
+        assert main([*line, *given]) == 0
+        plans.append(json.loads(capsys.readouterr().out))
+    assert plans[0] == plans[1]
+    assert main([*line, "--tensor", "1"]) == 0
+    forms = [row["form"] for row in json.loads(capsys.readouterr().out)["forms"]]
+    assert forms == ["E", "E+Z1", "E+Z3", "E+Z-Off"]
+    # Nothing is sliced by 2 on 3 ranks; nor are experts spread that are not there.
+    assert main([*LINE, "--ranks", "3", "--memory", "1", "--json", "--", "--moe-freq", "0"]) == 0
+    forms = [row["form"] for row in json.loads(capsys.readouterr().out)["forms"]]
+    assert forms == ["D", "D+Z1", "Z3", "Z-Off"]
+
+
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LINE, "--ranks", "2", "--memory", "0.001"]) == 1
     assert "no form fits" in capsys.readouterr().out
@@ -50,7 +66,10 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "message"),
     [
         (["--ranks", "0"], "--ranks 0 is too small"),
-        (["--ranks", "4", "--expert-parallel-size", "3"], "must divide the 4 ranks"),
+        (["--ranks", "4", "--expert-parallel-size", "3"], "must divide --ranks 4 and the experts"),
+        (["--ranks", "6", "--expert-parallel-size", "3"], "each layer (8): give one of 1, 2"),
+        (["--ranks", "4", "--tensor", "3"], "--tensor 3 must divide --ranks 4"),
+        (["--ranks", "6", "--tensor", "3"], "must divide --encoder-attention-heads 4"),
         (["--ranks", "4", "--", "--moe-expert-cont", "3"], "flags of the model, after --: "),
     ],
 )

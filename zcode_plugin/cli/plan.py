@@ -7,7 +7,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from zcode_plugin.cli.console import format_table, quiet_fairseq
+from zcode_plugin.cli.console import format_table, quiet_libraries
 from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ example:
     -- --moe-expert-count 512
 """
 GB = 1e9
+_TENSOR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,9 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--tensor",
         type=int,
-        default=2,
         metavar="T",
-        help="ranks that share a sliced layer in the forms with M (default: 2)",
+        help="ranks that share a sliced layer in the forms with M (default: 2, where it divides)",
     )
     add(
         "--checkpoint-activations",
@@ -91,7 +91,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan, and print."""
-    with quiet_fairseq():
+    with quiet_libraries():
         plan = _plan(args)
     if args.json:
         print(json.dumps(plan))
@@ -131,7 +131,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     activations = measure_activations(options, args.length)
     element = forms.ELEMENTS[args.precision]
     rows = []
-    for form in _forms(args, shape.expert_layers):
+    for form in _forms(args, options, shape.expert_layers):
         memory = forms.training_memory(
             shape, form, element, activations, args.vocabulary, args.max_tokens,
             args.checkpoint_activations,
@@ -173,25 +173,64 @@ class _ModelParser(argparse.ArgumentParser):
         raise UserError(f"flags of the model, after --: {message}")
 
 
-def _forms(args: argparse.Namespace, experts: tuple[int, ...]) -> list[Form]:
+def _forms(
+    args: argparse.Namespace, options: argparse.Namespace, experts: tuple[int, ...]
+) -> list[Form]:
     """The paper's, as far as they differ on so many ranks."""
     from zcode_plugin.planning.forms import Form
 
-    def parallel(ranks: int) -> int:
-        wanted = args.expert_parallel_size
-        if wanted is not None:
-            return int(wanted)
-        fewest = min(experts, default=1)
-        return max(p for p in range(1, ranks + 1) if ranks % p == 0 and fewest % p == 0)
-
-    size = parallel(args.ranks)
+    size = _parallel(args, args.ranks, experts)
     found = [Form(args.ranks, size, zero=zero) for zero in (0, 1, 3)]
     found.append(Form(args.ranks, size, zero=3, offload=True))
-    if args.tensor > 1 and args.ranks % args.tensor == 0:
-        sliced = parallel(args.ranks // args.tensor)
-        found.append(Form(args.ranks, sliced, args.tensor))
-        found.append(Form(args.ranks, sliced, args.tensor, zero=3, offload=True))
+    tensor = _tensor(args, options)
+    if tensor > 1:
+        sliced = _parallel(args, args.ranks // tensor, experts)
+        found.append(Form(args.ranks, sliced, tensor))
+        found.append(Form(args.ranks, sliced, tensor, zero=3, offload=True))
     return found
+
+
+def _parallel(args: argparse.Namespace, data_ranks: int, experts: tuple[int, ...]) -> int:
+    """P: what is asked for, in sliced forms as far as it divides their fewer data-parallel ranks.
+
+    Raises:
+        UserError: training would refuse it.
+    """
+    fitting = [
+        p
+        for p in range(1, data_ranks + 1)
+        if data_ranks % p == 0 and all(number % p == 0 for number in experts or (1,))
+    ]
+    wanted = args.expert_parallel_size
+    if wanted is None or (wanted not in fitting and data_ranks != args.ranks):
+        return max(fitting)
+    if wanted not in fitting:
+        numbers = ", ".join(str(number) for number in sorted(set(experts))) or "none"
+        raise UserError(
+            f"--expert-parallel-size {wanted} must divide --ranks {args.ranks} and the experts of "
+            f"each layer ({numbers}): give one of {', '.join(map(str, fitting))}"
+        )
+    return int(wanted)
+
+
+def _tensor(args: argparse.Namespace, options: argparse.Namespace) -> int:
+    """T of the sliced forms; 1 where nobody asked for them and they do not divide.
+
+    Raises:
+        UserError: training would refuse what is asked for.
+    """
+    from zcode_plugin.checkpoint.slices import check_divides
+
+    wanted = _TENSOR if args.tensor is None else args.tensor
+    try:
+        if wanted < 1 or args.ranks % wanted:
+            raise UserError(f"--tensor {wanted} must divide --ranks {args.ranks}")
+        check_divides(options, wanted)
+    except UserError:
+        if args.tensor is None:
+            return 1
+        raise
+    return int(wanted)
 
 
 def _flags(args: argparse.Namespace, form: Form) -> list[str]:
