@@ -123,6 +123,23 @@ def test_gaps_and_words() -> None:
     assert line_chart(chart).png.startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize(
+    ("losses", "limits"), [(("3", "inf"), (2.9, 3.1)), (("nan", "3"), (2.9, 3.1)), (("nan",), None)]
+)
+def test_a_run_that_diverged_has_panels(
+    tmp_path: Path, losses: tuple[str, ...], limits: tuple[float, float] | None
+) -> None:
+    both = ("mt_nll_loss_de-en", "mt_nll_loss_en-de")
+    lines = [
+        valid_line(10 * number, **dict.fromkeys(("mt_nll_loss", *both), loss))
+        for number, loss in enumerate(losses, start=1)
+    ]
+    write_log(tmp_path / "a.log", [train_line(10, 1), *lines])
+    panels = charts.corpus_panels(read_runs([tmp_path]))["mt"]
+    assert [panel.y_range for panel in panels] == [limits, limits]
+    assert line_chart(panels[0]).png.startswith(b"\x89PNG")
+
+
 def test_scores_of_two_runs_side_by_side(runs: list[Run]) -> None:
     table = score_table(runs)
     assert table is not None

@@ -10,7 +10,7 @@ from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.cli.evaluation.scores import GROUPS
 from zcode_plugin.moe.load import POSITION_STARTS
 from zcode_plugin.reporting.logs import EPOCH, TRAIN, Curve, TrainingLog
-from zcode_plugin.reporting.plots import Chart, Series
+from zcode_plugin.reporting.plots import Chart, Series, finite_range
 from zcode_plugin.reporting.runs import Run
 
 BITS = "bits per target"
@@ -81,9 +81,7 @@ def corpus_panels(runs: Sequence[Run]) -> dict[str, list[Chart]]:
             for place, log in logs
             for split in log.validations[:1]
         }
-        values = [value for curve in curves.values() for value in curve.values]
-        margin = 0.06 * (max(values) - min(values)) or 0.1
-        y_range = (min(values) - margin, max(values) + margin)
+        y_range = finite_range(value for curve in curves.values() for value in curve.values)
         panels[objective] = [
             _panel(objective, name, curves, y_range, runs) for name in sorted(names, key=_by_group)
         ]
@@ -264,7 +262,7 @@ def _panel(
     objective: str,
     name: str,
     curves: dict[tuple[int, str], Curve],
-    y_range: tuple[float, float],
+    y_range: tuple[float, float] | None,
     runs: Sequence[Run],
 ) -> Chart:
     context = [

@@ -4,7 +4,7 @@ chart differ in colour alone."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -110,6 +110,15 @@ class Picture:
     png: bytes
     width: int
     alt: str
+
+
+def finite_range(values: Iterable[float]) -> tuple[float, float] | None:
+    """Limits that show all values but NaN and infinite ones; None where there are no others."""
+    finite = [value for value in values if math.isfinite(value)]
+    if not finite:
+        return None
+    margin = 0.06 * (max(finite) - min(finite)) or 0.1
+    return min(finite) - margin, max(finite) + margin
 
 
 def require_matplotlib() -> None:
