@@ -14,6 +14,8 @@ from results import Report
 from results import write as write_report
 from trainings import SCRIPTS, Run, Study, call
 
+from zcode_plugin.cli.console import quiet_libraries
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 PAIRS = tuple(f"{code}-en" for code in ("cs", "de", "es", "fr", "it", "nl", "pl", "pt"))
@@ -132,7 +134,8 @@ def main(name: str, description: str, body: Callable[[Study, Scale], Report]) ->
     out = args.out or scale.pick(ROOT / "docs" / "results", folder / "results")
     args.work.mkdir(parents=True, exist_ok=True)
     study = Study(folder / "runs", make_data(args.work), args.jobs, args.gpu)
-    report = body(study, scale)
+    with quiet_libraries():
+        report = body(study, scale)
     write_report(out, name, description, report, quick=args.quick, gpu=args.gpu)
     print(f"{name}: results in {out}")
 

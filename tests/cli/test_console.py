@@ -1,10 +1,11 @@
 """Tables, counts, suggestions and the lines of steps."""
 
+import logging
 import re
 
 import pytest
 
-from zcode_plugin.cli.console import count, format_table, step, suggestion
+from zcode_plugin.cli.console import count, format_table, quiet_libraries, step, suggestion
 
 
 def test_table_is_as_wide_as_its_cells() -> None:
@@ -44,3 +45,12 @@ def test_step_that_fails_ends_its_line(capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(KeyError), step("count"):
         raise KeyError
     assert capsys.readouterr().out == "count ... failed\n"
+
+
+def test_libraries_are_quiet_for_a_while() -> None:
+    loggers = [logging.getLogger(name) for name in ("fairseq.data", "sacrebleu")]
+    before = [logger.isEnabledFor(logging.INFO) for logger in loggers]
+    with quiet_libraries():
+        assert not any(logger.isEnabledFor(logging.INFO) for logger in loggers)
+        assert all(logger.isEnabledFor(logging.WARNING) for logger in loggers)
+    assert [logger.isEnabledFor(logging.INFO) for logger in loggers] == before

@@ -118,7 +118,11 @@ def test_a_failure_of_fairseq_generate_is_told_in_one_line(
          "pair: see --gen-subset"),
         (["{data}", "--path", "d.pt", "--beam", "0"], "--beam 0 must be at least 1"),
         (["{data}", "--path", "d.pt", "--jobs", "0"], "--jobs 0 must be at least 1"),
-        (["{data}", "--path", "d.pt", "--out", "d.pt/x.json"], "--out: d.pt is no folder"),
+        (["{data}", "--path", "d.pt", "--out", "d.pt/x.json"], "--out d.pt/x.json: d.pt is no "
+         "folder"),
+        (["{data}", "--path", "d.pt", "--out", "."], "--out . is a folder: name a file"),
+        (["{data}", "--path", "d.pt", "--translations", "d.pt"], "--translations: d.pt is no "
+         "folder"),
         (["{data}", "--path", "d.pt", "--sacrebleu-tokenizer", "14a"], "--sacrebleu-tokenizer 14a: "
          "sacreBLEU has no '14a'; did you mean 13a?"),
     ],

@@ -208,6 +208,15 @@ def test_what_is_there_stays_until_the_new_folder_is_whole(
     assert list(folder.iterdir()) == [out]
 
 
+def test_the_working_folder_is_not_replaced(
+    here: Run, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = here("export", untrained, *HUGGINGFACE, "--out", ".")
+    assert ended.returncode == 2
+    assert "--out . is the working folder: name one that is to be made" in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -85,6 +85,7 @@ def test_one_file_needs_no_merging(zcode: Run, tmp_path: Path) -> None:
         (["{0}", "--out", "{1}"], "--out: {1} is one of the files to read; name another"),
         (["{0}", "--out", "{none}/x.pt"], "--out {none}/x.pt: there is no folder {none}; make it "
          "first"),
+        (["{0}", "--out", ".", "--force"], "--out . is a folder: name a file"),
     ],
 )  # fmt: skip
 def test_mistakes(

@@ -220,6 +220,14 @@ def test_bad_flags(zcode: Run, raw: Path, tmp_path: Path, flags: list[str], mess
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_the_working_folder_is_not_replaced(zcode: Run, raw: Path, tmp_path: Path) -> None:
+    ended = zcode("prepare", "--raw", raw, "--out", ".", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "zcode prepare: error: --out . is the working folder: name one that is to be made\n"
+    )
+
+
 def test_a_file_where_a_folder_is_named(zcode: Run, raw: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     ended = zcode("prepare", "--raw", raw, "--out", tmp_path / "file" / "data")

@@ -229,6 +229,15 @@ def test_mistakes_are_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_statistics_without_a_place_are_not_gathered(
+    trained: Path, reversal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["stats", str(trained), str(reversal), "--out", f"{tmp_path}/no/s.json"]) == 2
+    streams = capsys.readouterr()
+    assert streams.err.endswith(f"there is no folder {tmp_path}/no; make it first\n")
+    assert streams.out == ""
+
+
 def test_nothing_is_overwritten(trained: Path, stats: Path, reversal: Path) -> None:
     taken = str(stats.parent / "taken.pt")
     Path(taken).write_text("")

@@ -19,6 +19,7 @@ def check_folder(path: Path, *, force: bool) -> None:
     Raises:
         UserError: naming the folder.
     """
+    check_not_here(path)
     if not path.parent.is_dir():
         raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
     if not path.exists():
@@ -31,6 +32,16 @@ def check_folder(path: Path, *, force: bool) -> None:
         raise UserError(f"--out {path} holds other files than an export: name another folder")
     if not force:
         raise UserError(f"{path} exists: --force replaces it, --out names another")
+
+
+def check_not_here(path: Path) -> None:
+    """Refuse the working folder: another takes its place, and whoever is in it stays in the old.
+
+    Raises:
+        UserError: naming it.
+    """
+    if path.resolve() == Path.cwd():
+        raise UserError(f"--out {path} is the working folder: name one that is to be made")
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.outputs import write_texts
+from zcode_plugin.cli.outputs import check_file, write_texts
 from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:
@@ -86,8 +86,8 @@ def _check_arguments(args: argparse.Namespace, samples: int) -> None:
         raise UserError("give two results or more: the first is the baseline")
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
-    if args.out is not None and not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
+    if args.out is not None:
+        check_file(args.out)
     if args.out is not None and args.out.resolve() in {path.resolve() for path in args.results}:
         raise UserError(f"--out {args.out} is one of the results: name another file")
 

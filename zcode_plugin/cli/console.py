@@ -32,17 +32,19 @@ def step(title: str) -> Iterator[Step]:
 
 
 @contextmanager
-def quiet_fairseq() -> Iterator[None]:
-    """Without what fairseq and torch say of loading and batches in between a verb's own lines."""
-    logger = logging.getLogger("fairseq")
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+def quiet_libraries() -> Iterator[None]:
+    """Without what fairseq, sacreBLEU and torch say in between a command's own lines."""
+    loggers = [logging.getLogger(name) for name in ("fairseq", "sacrebleu")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def count(number: int, noun: str) -> str:

@@ -20,7 +20,7 @@ from zcode_plugin.checkpoint import config, names
 from zcode_plugin.cli.evaluation import comet, generation, scores
 from zcode_plugin.cli.evaluation.generation import Direction, Translations
 from zcode_plugin.cli.evaluation.scores import Score
-from zcode_plugin.cli.outputs import write_texts
+from zcode_plugin.cli.outputs import check_file, write_texts
 from zcode_plugin.cli.stock import StockCommand, StockJob, StockResult, available_cores
 from zcode_plugin.errors import UserError
 
@@ -129,12 +129,11 @@ def _check_arguments(args: argparse.Namespace) -> None:
             raise UserError(f"{flag} {value} must be at least 1")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
-    for flag, folder in (
-        ("--out", args.out and args.out.parent),
-        ("--translations", args.translations),
-    ):
-        if folder is not None and folder.exists() and not folder.is_dir():
-            raise UserError(f"{flag}: {folder} is no folder")
+    if args.out is not None:
+        check_file(args.out, makes_folder=True)
+    kept = args.translations
+    if kept is not None and kept.exists() and not kept.is_dir():
+        raise UserError(f"--translations: {kept} is no folder")
 
 
 def _default_jobs(checkpoint: Path) -> int:

@@ -53,8 +53,29 @@ def check_output(output: Path, inputs: list[Path], *, force: bool) -> None:
         UserError: naming the file or the folder.
     """
     check_outputs([output], output, inputs, force=force)
-    if not output.parent.is_dir():
-        raise UserError(f"--out {output}: there is no folder {output.parent}; make it first")
+    check_file(output)
+
+
+def check_file(path: Path, *, makes_folder: bool = False) -> None:
+    """A file can be written as `--out`, so that no work is done in vain.
+
+    Args:
+        makes_folder: its folder is made when the time comes.
+
+    Raises:
+        UserError: it is a folder, or there is none to write into.
+    """
+    if path.is_dir():
+        raise UserError(f"--out {path} is a folder: name a file")
+    folder = path.parent
+    while makes_folder and not folder.exists():
+        folder = folder.parent
+    if not folder.exists():
+        raise UserError(f"--out {path}: there is no folder {folder}; make it first")
+    if not folder.is_dir():
+        raise UserError(f"--out {path}: {folder} is no folder")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out {path}: {folder} takes no files; name another folder")
 
 
 def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force: bool) -> None:

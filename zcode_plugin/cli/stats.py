@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zcode_plugin.cli.console import count, format_table, quiet_fairseq, step
-from zcode_plugin.cli.outputs import add_checkpoint_argument, check_outputs, write_texts
+from zcode_plugin.cli.console import count, format_table, quiet_libraries, step
+from zcode_plugin.cli.outputs import add_checkpoint_argument, check_file, check_outputs, write_texts
 from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list
 
@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out {args.out}: the name must end in .json")
     outputs = [args.out, args.out.with_suffix(".csv")]
     check_outputs(outputs, args.out, [], force=args.force)
+    check_file(args.out)
     if not args.data.is_dir():
         raise UserError(f"there is no folder {args.data}")
     if args.max_tokens < 1:
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         args.cpu,
     )
     with step(f"run {files[0].name} over {args.data} ({args.gen_subset})") as current:
-        with quiet_fairseq(), io.well_formed(args.checkpoint):
+        with quiet_libraries(), io.well_formed(args.checkpoint):
             statistics = measure(gathered, str(files[0]), selection)
         current.detail = count(len(statistics.rows), "row")
     write_texts(dict(zip(outputs, (statistics.to_json(), statistics.to_csv()), strict=True)))

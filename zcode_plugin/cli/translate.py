@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from zcode_plugin.checkpoint import names
-from zcode_plugin.cli.console import count, quiet_fairseq
+from zcode_plugin.cli.console import count, quiet_libraries
+from zcode_plugin.cli.outputs import check_file
 from zcode_plugin.cli.streams import Progress, line_buffers, open_input, open_output
 from zcode_plugin.errors import UserError
 from zcode_plugin.translation import Batching, Search, Translation, Translator
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     search = Search(args.beam, args.nbest, args.lenpen, args.max_len_a, args.max_len_b)
     batching = Batching(args.max_tokens, args.batch_size)
     _check_arguments(args)
-    with quiet_fairseq():
+    with quiet_libraries():
         translator = Translator.load(
             args.checkpoint,
             data=args.data,
@@ -108,10 +109,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
         return
     if args.file is not None and args.out.resolve() == args.file.resolve():
         raise UserError(f"--out {args.out} is the file to translate: name another")
-    if args.out.is_dir():
-        raise UserError(f"--out {args.out} is a folder: name a file")
-    if not args.out.parent.is_dir():
-        raise UserError(f"--out {args.out}: there is no folder {args.out.parent}; make it first")
+    check_file(args.out)
 
 
 def _shows_progress(args: argparse.Namespace) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from zcode_plugin.checkpoint.folders import check_not_here
 from zcode_plugin.errors import UserError
 
 NAME = "prepare.json"
@@ -70,6 +71,7 @@ def is_up_to_date(folder: Path, wanted: Mapping[str, Any], force: bool) -> bool:
     Raises:
         UserError: something else is there; `--force` replaces only what `zcode prepare` made.
     """
+    check_not_here(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     manifest = read(folder) if folder.is_dir() else None
