@@ -41,13 +41,15 @@ def losses_of_pieces(checkpoint: Path, data: Path, split: str) -> dict[tuple[str
     model: Any
     model, task = load(checkpoint, data, split)
     dictionary = task.target_dictionary
+    langtoks = torch.tensor(sorted(task.language_tokens))
     means = MeansOfPieces()
     for batch in batches(task, split):
         log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
         right = log_probs.gather(-1, batch["target"].unsqueeze(-1)).squeeze(-1)
         for row, corpus in enumerate(batch["corpora"]):
-            real = batch["target"][row] >= dictionary.nspecial
-            pieces = [dictionary[piece] for piece in batch["target"][row][real].tolist()]
+            target = batch["target"][row]
+            real = (target >= dictionary.nspecial) & ~torch.isin(target, langtoks)
+            pieces = [dictionary[piece] for piece in target[real].tolist()]
             means.add(corpus, pieces, (-right[row][real] / log(2)).tolist())
     return means.by_kind()
 
