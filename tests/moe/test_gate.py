@@ -254,6 +254,8 @@ def test_weights_of_another_balance_start_without_bias() -> None:
     target.load_state_dict(source.state_dict())
     assert target.selection_bias is not None
     assert target.selection_bias.tolist() == [0, 0, 0]
+    biased = TopKGate(4, 3, GateOptions(selection_bias=True))
+    TopKGate(4, 3).load_state_dict(biased.state_dict())  # and the reverse: it is left out
 
 
 def test_output_masking_loses_some_weights_and_scales_the_others() -> None:

@@ -157,6 +157,48 @@ def test_experts_elsewhere_than_in_the_file_are_refused(
         assert f"in encoder layer 2 (4), decoder layer 2 (4), this run in {found}: drop" in said
 
 
+def test_the_shape_is_that_of_the_checkpoint_whatever_became_of_the_first_file(
+    configure: Callable[..., Any], pretrained: Path, reversal: Path, tmp_path: Path
+) -> None:
+    from fairseq.models import ARCH_CONFIG_REGISTRY
+
+    state = io.load(pretrained)
+    for name, value in (("moe_top_k", 2), ("activation_fn", "gelu"), ("moe_balance", "bias")):
+        config.put(state["cfg"]["model"], name, value)
+    first = tmp_path / "first.pt"
+    io.save(state, first)
+    run = (reversal, "--objective-token", "--save-dir", str(tmp_path / "run"))
+    tuned = configure(*run, "--finetune-from-model", str(first)).model
+    assert (tuned.moe_top_k, tuned.activation_fn, tuned.moe_balance) == (2, "gelu", "bias")
+
+    # What it saves is complete: a file of another shape under that name says nothing to it.
+    io.save(io.load(pretrained), first)
+    ARCH_CONFIG_REGISTRY[tuned.arch](tuned)
+    assert (tuned.moe_top_k, tuned.activation_fn) == (2, "gelu")
+
+    # Nor does a second start look there, with the flag or without.
+    (tmp_path / "run").mkdir()
+    state["cfg"]["model"] = tuned
+    io.save(state, tmp_path / "run" / "checkpoint_last.pt")
+    first.unlink()
+    for flags in ((), ("--finetune-from-model", str(first))):
+        resumed = configure(*run, *flags).model
+        assert (resumed.moe_top_k, resumed.activation_fn) == (2, "gelu")
+
+
+def test_a_run_that_goes_on_with_another_shape_is_refused(
+    configure: Callable[..., Any],
+    pretrained: Path,
+    reversal: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = (reversal, "--objective-token", "--save-dir", str(pretrained.parent))
+    with pytest.raises(SystemExit, match="2"):
+        configure(*run, "--moe-gate-sees-token")
+    told = f"{pretrained} has --moe-gate-sees-token False, this run True: drop the flag"
+    assert told in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["language", "summary"])
 def test_a_new_language_and_summaries_are_learnt(

@@ -88,7 +88,7 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 def fill(args: Namespace, preset: Mapping[str, Any]) -> None:
     """Give every option that the user left open the value of the preset, of BASE, or the default.
 
-    What the file of `--finetune-from-model` says of the model's shape goes before the preset.
+    What the file that the run starts from says of the model's shape goes before the preset.
     When experts are spread over ranks, `base_layers` is set: stock fairseq's own sign that every
     rank saves and loads a file of its own, `-rank-N`.
     """

@@ -1,14 +1,16 @@
-"""The shape of a model that is finetuned is that of the file: nobody has to repeat its flags."""
+"""The shape of a model is that of the file it starts from: nobody has to repeat its flags."""
 
 from __future__ import annotations
 
 import logging
 from argparse import Namespace
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config, io
+from zcode_plugin.checkpoint import config, io, names
+from zcode_plugin.checkpoint.resume import LAST
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.moe_config import MoEConfig
@@ -27,7 +29,7 @@ _SHAPE = (
 _EXPERTS = (
     *("moe_freq", "encoder_moe_freq", "decoder_moe_freq", "moe_expert_count"),
     *("encoder_moe_expert_count", "decoder_moe_expert_count", "moe_residual"),
-    *("moe_top_k", "moe_gate", "moe_gate_sees_token", "moe_normalize_gate_prob"),
+    *("moe_balance", "moe_top_k", "moe_gate", "moe_gate_sees_token", "moe_normalize_gate_prob"),
     "moe_normalize_gate_prob_before_dropping",
 )
 
@@ -35,31 +37,43 @@ _EXPERTS = (
 _WEIGHTS = ("moe_freq", "moe_residual", "moe_gate_sees_token")
 
 
-def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Namespace | None:
-    """Take options that the user left open from the file of `--finetune-from-model`.
+@dataclass(frozen=True)
+class Stored:
+    """What a file says of its model.
 
-    Those of the model's shape and of its experts; a file of another model than `moe_transformer`,
-    or none, says nothing.
+    Attributes:
+        name: of the file, for errors.
+        options: of the model's shape and its experts.
+    """
+
+    name: str
+    options: Namespace
+
+
+def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Stored | None:
+    """Take options that the user left open from the file that the run starts from.
+
+    That is the checkpoint it goes on from, or else the file of `--finetune-from-model`. Taken are
+    options of the model's shape and of its experts; a file of another model than
+    `moe_transformer`, or none, says nothing. Options are looked at once: those that a checkpoint
+    holds are complete, whatever became of the files since.
 
     Args:
         args: options of the run, changed in place.
         preset: what the architecture says; what differs from it is logged.
 
-    Returns:
-        What the file says of those.
-
     Raises:
         UserError: a flag that is given contradicts the file.
     """
-    path = getattr(args, "finetune_from_model", None)
-    if not path or not Path(path).is_file():
-        return None  # the start of the run says what is wrong
-    stored = config.section(io.load_options(Path(path)), "model")
-    if config.get(stored, "moe_freq") is None:
+    if getattr(args, "shape_is_set", False):
+        return None
+    args.shape_is_set = True  # saved with the others
+    stored = _stored(args)
+    if stored is None:
         return None
     taken = []
-    for name in (*_SHAPE, *_EXPERTS):
-        value, given = config.get(stored, name), getattr(args, name, None)
+    for name, value in vars(stored.options).items():
+        given = getattr(args, name, None)
         flag = f"--{name.replace('_', '-')}"
         if value is None:
             continue
@@ -68,15 +82,42 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Namespace | None:
             if str(preset.get(name, False)) != str(value):
                 taken.append(f"{flag} {value}")
         elif name in (*_SHAPE, *_WEIGHTS) and str(given) != str(value):
-            raise UserError(
-                f"--finetune-from-model {path} has {flag} {value}, this run {given}: drop the flag"
-            )
+            raise UserError(f"{stored.name} has {flag} {value}, this run {given}: drop the flag")
     if taken:
-        logger.info("from %s: %s", path, ", ".join(taken))
-    return Namespace(**{name: config.get(stored, name) for name in (*_SHAPE, *_EXPERTS)})
+        logger.info("from %s: %s", stored.name.rpartition(" ")[2], ", ".join(taken))
+    return stored
 
 
-def check_experts(args: Namespace, stored: Namespace) -> None:
+def _stored(args: Namespace) -> Stored | None:
+    """Of the file that the run starts from; None where the start of the run says what is wrong."""
+    resumed, pretrained = _resumed(args), getattr(args, "finetune_from_model", None)
+    path = resumed or Path(pretrained or "")
+    if not path.is_file():
+        return None
+    try:
+        stored = config.section(io.load_options(path), "model")
+    except UserError:
+        return None
+    if config.get(stored, "moe_freq") is None:
+        return None
+    options = Namespace(**{name: config.get(stored, name) for name in (*_SHAPE, *_EXPERTS)})
+    return Stored(str(path) if resumed else f"--finetune-from-model {path}", options)
+
+
+def _resumed(args: Namespace) -> Path | None:
+    """A file of the checkpoint that the run goes on from."""
+    folder = getattr(args, "save_dir", None)
+    if folder is None:
+        return None
+    restore = getattr(args, "restore_file", LAST)
+    whole = Path(folder, LAST) if restore == LAST else Path(restore)
+    if whole.is_file():
+        return whole
+    files = [*names.find_rank_files(whole).values(), *names.find_shards(whole).values()]
+    return next(iter(files), None)
+
+
+def check_experts(args: Namespace, stored: Stored) -> None:
     """Refuse a learned gate where the file has none or the reverse, and experts placed otherwise.
 
     Args:
@@ -86,18 +127,18 @@ def check_experts(args: Namespace, stored: Namespace) -> None:
     Raises:
         UserError: one line with the file, what it has and the remedy.
     """
-    moe, moe_before = (MoEConfig.from_namespace(options) for options in (args, stored))
-    own, other = _experts(moe, args), _experts(moe_before, stored)
+    moe, moe_before = (MoEConfig.from_namespace(options) for options in (args, stored.options))
+    own, other = _experts(moe, args), _experts(moe_before, stored.options)
     if own != other:
         raise UserError(
-            f"--finetune-from-model {args.finetune_from_model} has experts in {other}, this run in "
-            f"{own}: drop --moe-freq, --moe-expert-count and those of --encoder- and --decoder-"
+            f"{stored.name} has experts in {other}, this run in {own}: drop --moe-freq, "
+            "--moe-expert-count and those of --encoder- and --decoder-"
         )
     # Of gates, a learned one alone has weights.
     if moe.gate_is_learned != moe_before.gate_is_learned:
         raise UserError(
-            f"--finetune-from-model {args.finetune_from_model} has --moe-gate "
-            f"{moe_before.moe_gate}, this run {moe.moe_gate}: drop the flag"
+            f"{stored.name} has --moe-gate {moe_before.moe_gate}, this run {moe.moe_gate}: drop "
+            "the flag"
         )
 
 

@@ -219,9 +219,12 @@ class TopKGate(Gate):
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = f"{prefix}selection_bias"
         if self.selection_bias is not None:
             # Weights that were trained with another balance start without bias.
-            state_dict.setdefault(f"{prefix}selection_bias", torch.zeros_like(self.selection_bias))
+            state_dict.setdefault(key, torch.zeros_like(self.selection_bias))
+        else:
+            state_dict.pop(key, None)  # and the reverse: this balance has none
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
