@@ -63,13 +63,19 @@ def _mend_fp16(module: ModuleType) -> None:
         _keep_fp32_copies_apart(module)
 
 
+# One of the copies of its weights that stock's encoder layer keeps, and never uses in training.
+_COPY = ".in_proj_weight"
+
+
 def _name_no_device(module: ModuleType) -> None:
     stock = module.DistributedDataParallel
 
     @functools.wraps(stock, updated=())
     def distributed_data_parallel(module: Any, **options: Any) -> Any:
         if next(module.parameters()).device.type == "cpu":
-            options.update(device_ids=None, output_device=None, find_unused_parameters=True)
+            options.update(device_ids=None, output_device=None)
+            if any(name.endswith(_COPY) for name, _ in module.named_parameters()):
+                options.update(find_unused_parameters=True)
         return stock(module, **options)
 
     module.DistributedDataParallel = distributed_data_parallel  # type: ignore[attr-defined]

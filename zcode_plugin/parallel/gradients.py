@@ -54,6 +54,7 @@ def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WH
     if not is_spread or getattr(optimizer, "expert_topology", None) is topology:
         return
     optimizer_parameters(optimizer)  # refuses a layout that cannot work before anything is wrapped
+    clip_experts_alone(optimizer)
     stock_reduce, stock_clip = optimizer.all_reduce_grads, optimizer.clip_grad_norm
 
     def all_reduce_grads(module: nn.Module) -> None:
@@ -79,6 +80,41 @@ def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WH
     optimizer.all_reduce_grads = all_reduce_grads
     optimizer.clip_grad_norm = clip_grad_norm
     optimizer.expert_topology = topology
+
+
+def clip_experts_alone(optimizer: Any) -> None:
+    """Make a fairseq optimizer of nothing but experts clip them; for one instance, and only once.
+
+    Where no gradient is of a shared parameter, as with `--freeze-except experts`, stock takes the
+    norm for 0 and asks no hook: nothing is clipped, and no overflow is seen.
+    """
+    inner = optimizer
+    while (wrapped := _wrapped(inner)) is not None:
+        inner = wrapped
+    stock_clip = inner.clip_grad_norm
+
+    def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
+        parameters = list(inner.params)
+        experts = expert_parameters(parameters)
+        if aggregate_norm_fn is None or len(experts) < len(parameters):
+            return stock_clip(max_norm, aggregate_norm_fn=aggregate_norm_fn)
+        norm = aggregate_norm_fn(parameters[0].new_zeros((), dtype=torch.float32))
+        if max_norm > 0:
+            factor = (max_norm / (norm + 1e-6)).clamp(max=1)
+            for parameter in experts:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        return norm
+
+    inner.clip_grad_norm = clip_grad_norm
+
+
+def _wrapped(optimizer: Any) -> Any:
+    """What `--fp16` and `--memory-efficient-fp16` put around the optimizer of float32."""
+    for name in ("fp32_optimizer", "wrapped_optimizer"):
+        if getattr(optimizer, name, None) is not None:
+            return getattr(optimizer, name)
+    return None
 
 
 def optimizer_parameters(optimizer: Any) -> list[nn.Parameter]:

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zcode_plugin.data.objectives import MASKED
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, first_given
 from zcode_plugin.moe.grouped import counts_on
 from zcode_plugin.parallel.topology import collective_device
 
 # torch's DistributedDataParallel, stock's default.
-_DDP = ("pytorch_ddp", "c10d")
+DDP = ("pytorch_ddp", "c10d")
 
 
 def normalizers(
@@ -75,7 +75,8 @@ def check_backend(options: Any, objectives: Sequence[str]) -> None:
     """Refuse torch's DDP where passes of an update use different parts of the model.
 
     DDP takes the parameters that the last pass does not use for done, and fails when the gradients
-    of an earlier pass reach them.
+    of an earlier pass reach them. Activations that are computed anew in each pass make it take a
+    parameter for done once a pass.
 
     Args:
         options: of the run.
@@ -84,11 +85,28 @@ def check_backend(options: Any, objectives: Sequence[str]) -> None:
     Raises:
         UserError: naming the backend that works.
     """
+    backend = getattr(options, "ddp_backend", None)
+    if not (dist.is_initialized() and dist.get_world_size() > 1 and backend in DDP):
+        return
     apart = [name for name in objectives if name in MASKED]
-    several = dist.is_initialized() and dist.get_world_size() > 1 and len(objectives) > 1
-    if several and apart and getattr(options, "ddp_backend", None) in _DDP:
+    instead = "give --ddp-backend legacy_ddp"
+    if apart and len(objectives) > 1:
+        other = next(name for name in objectives if name != apart[0])
         raise UserError(
-            f"--ddp-backend {options.ddp_backend} cannot train {apart[0]}, which has no decoder, "
-            f"beside {next(name for name in objectives if name != apart[0])}: give --ddp-backend "
-            "legacy_ddp"
+            f"--ddp-backend {backend} cannot train {apart[0]}, which has no decoder, beside "
+            f"{other}: {instead}"
+        )
+    if apart and not getattr(options, "find_unused_parameters", False):
+        raise UserError(
+            f"--ddp-backend {backend} cannot train {apart[0]} alone, which leaves the decoder "
+            f"unused: {instead}, or add --find-unused-parameters"
+        )
+    anew = {
+        "--checkpoint-activations": getattr(options, "checkpoint_activations", False),
+        "--offload-activations": getattr(options, "offload_activations", False),
+    }
+    if len(objectives) > 1 and (flag := first_given(anew)):
+        raise UserError(
+            f"--ddp-backend {backend} cannot train {len(objectives)} objectives with {flag}: "
+            f"{instead}"
         )

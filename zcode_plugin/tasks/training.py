@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import torch
@@ -15,17 +16,16 @@ from fairseq.utils import apply_to_sample
 from torch import Tensor
 
 from zcode_plugin.checkpoint import io
-from zcode_plugin.checkpoint.config import FLOAT_BITS
+from zcode_plugin.checkpoint.config import put
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.vocabulary import rows_for
 from zcode_plugin.criterions.multitask_summed_loss import MultitaskSummedLoss
+from zcode_plugin.data.languages import Pair
 from zcode_plugin.data.multitask_dataset import MultitaskDataset
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.errors import UserError, exits_on_user_error
-from zcode_plugin.models.moe_checks import SUMMED_LOSS, check_alone, check_zero_precision
+from zcode_plugin.models.moe_checks import SUMMED_LOSS
 from zcode_plugin.models.moe_transformer import MoETransformer
-from zcode_plugin.models.sliced_checks import check_one_process
-from zcode_plugin.moe import MOELayer
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
 from zcode_plugin.parallel import fully_sharded
@@ -37,14 +37,15 @@ from zcode_plugin.parallel.faults import (
     set_timeout,
 )
 from zcode_plugin.parallel.gradients import attach
-from zcode_plugin.parallel.objectives import check_backend, normalizers, target_counts
+from zcode_plugin.parallel.objectives import normalizers, target_counts
 from zcode_plugin.parallel.replicas import check_replicas
 from zcode_plugin.parallel.shards import parameter_names
 from zcode_plugin.parallel.tensor import WHOLE, TensorSlicing, tensor_slicing
-from zcode_plugin.parallel.topology import ExpertTopology, check_sizes, collective_device
+from zcode_plugin.parallel.topology import ExpertTopology, collective_device
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
 from zcode_plugin.tasks.log_file import close_repeated_handlers
+from zcode_plugin.tasks.start_checks import check_model, check_options
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class TrainingTask(FairseqTask):
     Attributes:
         objectives: what is trained, in the fixed order.
         bleu: translates validation batches; None without `--eval-bleu`.
+        direction: of `-s` and `-t`, which a training has not.
         trained_parameters: names, in the order in which the optimizer numbers them.
     """
 
@@ -65,6 +67,7 @@ class TrainingTask(FairseqTask):
     dictionary: Dictionary
     objectives: Sequence[Objective] = ()
     bleu: BleuEvaluation | None = None
+    direction: Pair | None = None
     trained_parameters: Sequence[str] = ()
     _generator: Any = None
     _gathered: dict[str, Experts] | None = None
@@ -89,20 +92,18 @@ class TrainingTask(FairseqTask):
             # A rank that refuses its options ends; no other may still be connecting to it.
             dist.barrier()
             check_timeout(timeout)
-        elif not from_checkpoint:
-            check_one_process(cfg)
-            check_sizes(getattr(cfg, "expert_parallel_size", 1), 1, _counts(cfg))
-            check_alone(cfg)
-        if not from_checkpoint:
-            _check_trainable(cfg)
-            check_zero_precision(cfg)
-            check_backend(cfg, [objective.name for objective in self.objectives])
+        if from_checkpoint:
+            # What is to be trained need not be there where the model is only applied.
+            cfg = copy(cfg)
+            put(cfg, "freeze_except", None)
+        else:
+            check_options(cfg, [objective.name for objective in self.objectives], self.direction)
         model = super().build_model(cfg, from_checkpoint)
         self.trained_parameters = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         if not from_checkpoint:
-            _check_precision(cfg, model)
+            check_model(cfg, model)
             self._check_start(cfg, model)
         if self.bleu is not None:
             self._generator = super().build_generator(
@@ -260,24 +261,6 @@ class TrainingTask(FairseqTask):
             self.bleu.reduce(logging_outputs)
 
 
-def _check_trainable(cfg: Any) -> None:
-    bits = getattr(cfg, "moe_expert_bits", FLOAT_BITS)
-    if bits != FLOAT_BITS:
-        raise UserError(
-            f"--moe-expert-bits {bits} cannot be trained: leave it out, and make the checkpoint "
-            f"smaller afterwards with zcode quantise --bits {bits}"
-        )
-
-
-def _check_precision(cfg: Any, model: Any) -> None:
-    has_experts = any(isinstance(module, MOELayer) for module in model.modules())
-    if has_experts and getattr(cfg, "amp", False):
-        raise UserError(
-            "--amp cannot train experts, whose ranks would skip different updates: give --bf16 or "
-            "--fp16"
-        )
-
-
 def _topology(model: Any) -> ExpertTopology:
     return getattr(model, "topology", ExpertTopology())
 
@@ -290,9 +273,3 @@ def _is_shared(model: Any) -> bool:
     """Whether ranks need each other within a pass."""
     spread = _topology(model).size > 1 or _slicing(model).size > 1
     return spread or fully_sharded.is_sharded(model)
-
-
-def _counts(cfg: Any) -> list[int]:
-    """The numbers of experts, as far as they are numbers: `--moe-expert-count`."""
-    parts = str(getattr(cfg, "moe_expert_count", "")).split(",")
-    return [int(part) for part in parts if part.isdecimal()]

@@ -1,0 +1,151 @@
+"""Options that a training cannot honour are refused, each in one line."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from distributed import run_ranks
+from torch import nn
+
+from zcode_plugin.errors import UserError
+from zcode_plugin.moe import Experts, MOELayer, TopKGate
+from zcode_plugin.tasks.start_checks import check_model, check_options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sentence-avg"], "--sentence-avg: losses are means over targets: leave it out"),
+        (["--combine-valid-subsets"], "--combine-valid-subsets: name the subsets"),
+        (["--curriculum", "2"], "--curriculum 2: joint batches are in random order from the start"),
+        (["--grouped-shuffling"], "--grouped-shuffling: joint batches are in random order: leave"),
+        (["-s", "aa", "-t", "bb"], "to train on it alone give --lang-pairs aa-bb"),
+    ],
+)
+def test_options_that_would_do_nothing(
+    configure: Callable[..., Any],
+    reversal: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    from fairseq import tasks
+
+    cfg = configure(reversal, *options)
+    task = tasks.setup_task(cfg.task)
+    with pytest.raises(SystemExit, match="2"):
+        task.build_model(cfg.model)
+    assert message in capsys.readouterr().err
+    if options[0] == "-s":  # a model that is only applied may have a direction
+        task.build_model(cfg.model, from_checkpoint=True)
+
+
+def _told(rank: int, options: Namespace, objectives: list[str]) -> str:
+    try:
+        check_options(options, objectives, None)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_experts_for_more_ranks_than_there_are() -> None:
+    """Under a launcher, too, which makes a process group of one rank."""
+    options = Namespace(expert_parallel_size=2, moe_expert_count="4", model_parallel_size=1)
+    refused = "--expert-parallel-size 2 must divide the world size 1 and"
+    [one] = run_ranks(_told, 1, options, ["mt"])
+    assert one.startswith(refused)
+    assert _told(0, options, ["mt"]).startswith(refused)
+    assert run_ranks(_told, 2, options, ["mt"]) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("objectives", "flags", "message"),
+    [
+        (["mt", "dae"], {}, ""),
+        (["mt"], {"checkpoint_activations": True}, ""),
+        (["mt", "dae"], {"checkpoint_activations": True}, "2 objectives with --checkpoint-activat"),
+        (["mt", "dae"], {"offload_activations": True}, "2 objectives with --offload-activations"),
+        (["mlm"], {}, "mlm alone, which leaves the decoder unused: give --ddp-backend legacy_ddp, "
+         "or add --find-unused-parameters"),
+        (["mlm"], {"find_unused_parameters": True}, ""),
+        (["mt", "mlm"], {"find_unused_parameters": True}, "mlm, which has no decoder, beside mt"),
+    ],
+)  # fmt: skip
+def test_what_torchs_ddp_cannot_do(
+    objectives: list[str], flags: dict[str, bool], message: str
+) -> None:
+    options = Namespace(ddp_backend="pytorch_ddp", **flags)
+    first, second = run_ranks(_told, 2, options, objectives)
+    assert first == second
+    assert message in first
+    assert bool(first) == bool(message)
+    assert run_ranks(_told, 2, Namespace(**{**vars(options), "ddp_backend": "legacy_ddp"}),
+                     objectives) == ["", ""]  # fmt: skip
+
+
+def _experts() -> nn.Module:
+    return MOELayer(TopKGate(4, 2), Experts(4, 8, 2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"amp": True}, "--amp cannot train experts"),
+        ({"quant_noise_pq": 0.1}, "--quant-noise-pq 0.1 knows nothing of experts"),
+    ],
+)
+def test_what_does_not_go_with_experts(options: dict[str, Any], message: str) -> None:
+    check_model(Namespace(**options), nn.Linear(2, 2))
+    with pytest.raises(UserError, match=message):
+        check_model(Namespace(**options), _experts())
+
+
+def _experts_alone(rank: int, backend: str) -> str:
+    model = _experts()
+    for parameter in model.experts.parameters():
+        parameter.expert = True  # type: ignore[attr-defined]
+    model.gate.requires_grad_(False)
+    try:
+        check_model(Namespace(ddp_backend=backend), model)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_experts_alone_need_another_backend() -> None:
+    first, _ = run_ranks(_experts_alone, 2, "pytorch_ddp")
+    assert first.endswith("experts alone are trained: give --ddp-backend legacy_ddp")
+    assert run_ranks(_experts_alone, 2, "legacy_ddp") == ["", ""]
+
+
+def _clipped(rank: int, shared: bool) -> tuple[float, list[float]]:
+    """The norm, and an expert's gradient after clipping to 1, of ranks with gradients 3 and 4."""
+    from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+
+    from zcode_plugin.parallel.gradients import attach
+    from zcode_plugin.parallel.topology import expert_topology
+
+    expert = nn.Parameter(torch.zeros(1))
+    expert.expert = True  # type: ignore[attr-defined]
+    parameters = [expert] + [nn.Parameter(torch.zeros(1))] * shared
+    config = FairseqAdamConfig(adam_betas="(0.9, 0.98)")
+    config.lr = [0.1]
+    optimizer = FairseqAdam(config, parameters)
+    attach(optimizer, expert_topology(2, [2]))
+    expert.grad = torch.tensor([3.0 + rank])
+    for parameter in parameters[1:]:
+        parameter.grad = torch.tensor([12.0])
+    norm = optimizer.clip_grad_norm(1.0)
+    return float(norm), expert.grad.tolist()
+
+
+@pytest.mark.parametrize(("shared", "norm"), [(False, 5.0), (True, 13.0)])
+def test_experts_are_clipped_with_and_without_others(shared: bool, norm: float) -> None:
+    for rank, (found, grad) in enumerate(run_ranks(_clipped, 2, shared)):
+        assert found == pytest.approx(norm)
+        assert grad == pytest.approx([(3 + rank) / norm], rel=1e-5)

@@ -1,0 +1,98 @@
+"""Refuses options of a training that the task cannot do, instead of leaving them out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+
+from zcode_plugin.checkpoint.config import FLOAT_BITS
+from zcode_plugin.data.languages import Pair
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.moe_checks import check_alone, check_zero_precision
+from zcode_plugin.models.sliced_checks import check_one_process
+from zcode_plugin.moe import MOELayer
+from zcode_plugin.parallel.objectives import DDP, check_backend
+from zcode_plugin.parallel.topology import check_sizes
+
+# Options of stock that joint batches of several objectives know nothing of, and what to do instead.
+_REMEDIES = {
+    "sentence_avg": "losses are means over targets: leave it out",
+    "combine_valid_subsets": "name the subsets, which are validated one by one: --valid-subset "
+    "valid,valid1",
+    "curriculum": "joint batches are in random order from the start: leave it out",
+    "grouped_shuffling": "joint batches are in random order: leave it out",
+}
+
+
+def check_options(options: Any, objectives: Sequence[str], direction: Pair | None) -> None:
+    """Look at options before the model is built.
+
+    Args:
+        options: of the run.
+        objectives: names.
+        direction: of `-s` and `-t`.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if direction is not None:
+        raise UserError(
+            f"-s {direction.src} -t {direction.tgt} name a direction to translate: to train "
+            f"on it alone give --lang-pairs {direction}"
+        )
+    for name, remedy in _REMEDIES.items():
+        value = getattr(options, name, None)
+        if value:
+            given = "" if value is True else f" {value}"
+            raise UserError(f"--{name.replace('_', '-')}{given}: {remedy}")
+    bits = getattr(options, "moe_expert_bits", FLOAT_BITS)
+    if bits != FLOAT_BITS:
+        raise UserError(
+            f"--moe-expert-bits {bits} cannot be trained: leave it out, and make the checkpoint "
+            f"smaller afterwards with zcode quantise --bits {bits}"
+        )
+    if _world() == 1:
+        check_one_process(options)
+        check_sizes(getattr(options, "expert_parallel_size", 1), 1, _counts(options))
+        check_alone(options)
+    check_zero_precision(options)
+    check_backend(options, objectives)
+
+
+def check_model(options: Any, model: Any) -> None:
+    """Look at what does not go with experts.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if not any(isinstance(module, MOELayer) for module in model.modules()):
+        return
+    if getattr(options, "amp", False):
+        raise UserError(
+            "--amp cannot train experts, whose ranks would skip different updates: give --bf16 or "
+            "--fp16"
+        )
+    if getattr(options, "quant_noise_pq", 0) > 0:
+        raise UserError(
+            f"--quant-noise-pq {options.quant_noise_pq} knows nothing of experts: leave it out, "
+            "and make the checkpoint smaller afterwards with zcode quantise"
+        )
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    is_shared = any(not hasattr(parameter, "expert") for parameter in trained)
+    if _world() > 1 and not is_shared and getattr(options, "ddp_backend", None) in DDP:
+        raise UserError(
+            f"--ddp-backend {options.ddp_backend} needs parameters that all ranks share, and "
+            "experts alone are trained: give --ddp-backend legacy_ddp"
+        )
+
+
+def _world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _counts(options: Any) -> list[int]:
+    """The numbers of experts, as far as they are numbers: `--moe-expert-count`."""
+    parts = str(getattr(options, "moe_expert_count", "")).split(",")
+    return [int(part) for part in parts if part.isdecimal()]
