@@ -45,6 +45,20 @@ def test_options_that_would_do_nothing(
         task.build_model(cfg.model, from_checkpoint=True)
 
 
+def test_what_is_trained_need_not_be_there_where_a_model_is_applied(
+    configure: Callable[..., Any], reversal: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with heads, which translation does without."""
+    from fairseq import tasks
+
+    cfg = configure(reversal, "--freeze-except", "heads")
+    task = tasks.setup_task(cfg.task)
+    with pytest.raises(SystemExit, match="2"):
+        task.build_model(cfg.model)
+    assert "no parameter of the model has 'heads' in its name" in capsys.readouterr().err
+    task.build_model(cfg.model, from_checkpoint=True)
+
+
 def _told(rank: int, options: Namespace, objectives: list[str]) -> str:
     try:
         check_options(options, objectives, None)
