@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from math import log
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from fairseq import checkpoint_utils
+from torch import Tensor
 
 from zcode_plugin import register
 from zcode_plugin.cli.evaluation.generation import Direction
@@ -41,17 +42,22 @@ def losses_of_pieces(checkpoint: Path, data: Path, split: str) -> dict[tuple[str
     model: Any
     model, task = load(checkpoint, data, split)
     dictionary = task.target_dictionary
-    langtoks = torch.tensor(sorted(task.language_tokens))
     means = MeansOfPieces()
     for batch in batches(task, split):
         log_probs = model.get_normalized_probs(model(**batch["net_input"]), log_probs=True)
         right = log_probs.gather(-1, batch["target"].unsqueeze(-1)).squeeze(-1)
         for row, corpus in enumerate(batch["corpora"]):
             target = batch["target"][row]
-            real = (target >= dictionary.nspecial) & ~torch.isin(target, langtoks)
+            real = of_words(target, dictionary.nspecial, task.language_tokens)
             pieces = [dictionary[piece] for piece in target[real].tolist()]
             means.add(corpus, pieces, (-right[row][real] / log(2)).tolist())
     return means.by_kind()
+
+
+def of_words(target: Tensor, nspecial: int, language_tokens: Collection[int]) -> Tensor:
+    """bool, as `target`: which are pieces of words, rather than padding, ends or languages."""
+    langtoks = torch.tensor(sorted(language_tokens))
+    return (target >= nspecial) & ~torch.isin(target, langtoks)
 
 
 class MeansOfPieces:

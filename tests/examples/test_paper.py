@@ -113,6 +113,16 @@ def test_losses_of_pieces_are_means_by_place_in_a_word() -> None:
     }
 
 
+def test_language_tokens_are_no_pieces_of_words() -> None:
+    import torch
+    from forward import of_words
+
+    target = torch.tensor([[9, 5, 6, 2, 1], [8, 7, 2, 1, 1]])
+    assert of_words(target, 4, {8, 9}).tolist() == [
+        [False, True, True, False, False], [False, True, False, False, False],
+    ]  # fmt: skip
+
+
 def test_random_token_selection_is_the_baseline_of_paired_differences() -> None:
     from token_priority import finding, row
 

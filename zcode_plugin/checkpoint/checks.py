@@ -51,10 +51,8 @@ def check_name(state: Mapping[str, Any], path: Path) -> None:
         return
     rank = names.rank_of(path)
     suffix = config.get(config.section(state, "checkpoint"), "checkpoint_suffix")
-    if rank is not None and suffix not in (
-        None,
-        path.stem.removeprefix(names.without_rank(path).stem),
-    ):
+    own = path.stem.removeprefix(names.without_rank(path).stem)
+    if rank is not None and suffix not in (None, own):
         raise UserError(f"{path} was saved as {suffix}: put the file of rank {rank} in its place")
 
 
