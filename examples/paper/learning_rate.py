@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import quality
 from results import Report, Table
-from study import DENSE, EIGHT, MOE, RATE, Scale, main
+from study import DENSE, MOE, RANDOM, RATE, Scale, main
 from trainings import Run, Study
 
 KINDS = {
     "dense": ("dense", DENSE),
     "MoE": ("moe", MOE),
-    "random gate": ("random-gate", (*EIGHT, "--moe-gate", "random")),
+    "random gate": ("random-gate", RANDOM),
 }
 RATES = ("0.001", RATE, "0.004")
 

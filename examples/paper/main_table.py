@@ -25,7 +25,7 @@ import curves
 import quality
 from forward import losses_of_pieces
 from results import Report, Table, loss_charts
-from study import DENSE, EIGHT, MOE, Scale, both_ways, main
+from study import DENSE, EIGHT, MOE, RANDOM, Scale, both_ways, main
 from trainings import Run, Study
 
 # BLEU on the paper's own test set: X->en, en->X, mean.
@@ -71,11 +71,10 @@ def body(study: Study, scale: Scale) -> Report:
 
 def multilingual(scale: Scale) -> dict[str, list[Run]]:
     """Runs of each system, of the first seeds or of all."""
-    random = (*EIGHT, "--moe-gate", "random")
     return {
         "dense": [scale.dense(seed) for seed in scale.seeds],
         "MoE": [scale.moe(seed) for seed in scale.seeds],
-        "random gate": [scale.run("random-gate", random, seed=seed) for seed in scale.seeds],
+        "random gate": [scale.run("random-gate", RANDOM, seed=seed) for seed in scale.seeds],
         "hash gate": [scale.run("hash-gate", (*EIGHT, "--moe-gate", "hash"))],
         "MoE, decoder too": [scale.run("moe-both", (*MOE, "--decoder-moe-freq", "2"))],
     }

@@ -32,6 +32,7 @@ EXPERTS = ("--decoder-moe-freq", "0", "--moe-gate-loss-wt", "0.01", "--moe-capac
 GATE = (*EXPERTS, "--moe-gate-sees-token")  # gates.py shows what that is worth
 EIGHT = (*SHAPE, *EXPERTS, "--moe-expert-count", "8")
 MOE = (*EIGHT, "--moe-gate-sees-token")
+RANDOM = (*EIGHT, "--moe-gate", "random")
 
 T = TypeVar("T")
 

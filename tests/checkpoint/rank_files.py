@@ -117,6 +117,13 @@ def rank_state(rank: int, size: int = 2, world: int | None = None) -> State:
     }
 
 
+def swap(one: Path, other: Path) -> None:
+    """Give two files each other's names."""
+    kept = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(kept)
+
+
 def write_rank_files(folder: Path, states: Mapping[int, State]) -> dict[int, Path]:
     """Write `checkpoint_last-rank-N.pt`, N from each state's options; paths by rank."""
     suffixes = {

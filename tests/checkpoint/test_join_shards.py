@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint.rank_files import State
+from checkpoint.rank_files import State, swap
 from distributed import run_ranks
 from torch import Tensor
 
@@ -159,12 +159,6 @@ def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
         plan([files[0], files[2]], 1)
     with pytest.raises(UserError, match=r"shard0.pt is a shard of all weights: join the shards"):
         find_files(tmp_path / "checkpoint_last.pt")
-
-
-def swap(one: Path, other: Path) -> None:
-    kept = one.read_bytes()
-    one.write_bytes(other.read_bytes())
-    other.write_bytes(kept)
 
 
 @pytest.mark.parametrize(("world", "size"), [(2, 1), (2, 2)])

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint.rank_files import State, rank_state, write_rank_files
+from checkpoint.rank_files import State, rank_state, swap, write_rank_files
 
 from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.gather import find_files
@@ -216,9 +216,7 @@ def test_files_under_each_others_names_are_refused(
     tmp_path: Path, world: int, parallel: int
 ) -> None:
     first, second, *_ = divide(write(tmp_path, 1, 8), tmp_path / "sliced", world, parallel, 2)
-    kept = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    second.write_bytes(kept)
+    swap(first, second)
     with pytest.raises(UserError, match=r"0\.pt was saved as .*-1: put the file of rank 0 in its"):
         plan(find_files(first), 1)
 

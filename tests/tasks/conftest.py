@@ -31,6 +31,20 @@ def configure() -> Callable[..., Any]:
 
 
 @pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[[Callable[[], object]], str]:
+    """The one line in which a call is refused, with exit code 2."""
+
+    def line_of(call: Callable[[], object]) -> str:
+        with pytest.raises(SystemExit) as stopped:
+            call()
+        assert stopped.value.code == 2
+        [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+        return line
+
+    return line_of
+
+
+@pytest.fixture
 def first_batch(configure: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
     """Task, model, criterion and the first training batch for a data directory and flags."""
 

@@ -196,14 +196,11 @@ def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: P
 def test_mistakes_are_one_line_and_exit_code_2(
     configure: Configure,
     reversal: Path,
-    capsys: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
     arguments: list[str],
     message: str,
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        load(configure, reversal, *arguments)
-    assert stopped.value.code == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    line = refusal(lambda: load(configure, reversal, *arguments))
     assert line.startswith("zcode_plugin: error: ")
     assert message in line
 

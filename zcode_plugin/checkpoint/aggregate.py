@@ -82,8 +82,8 @@ def aggregate(
     for other, path in zip(models[1:], paths[1:], strict=True):
         _check_alike(models[0], other, paths[0], path)
     counts = {layer: sum(model.experts[layer] for model in models) for layer in models[0].experts}
-    if top_k is not None and not 1 <= top_k <= min(counts.values()):
-        most = min(counts.values())
+    most = min(counts.values())
+    if top_k is not None and not 1 <= top_k <= most:
         raise UserError(f"--top-k {top_k}: layers have {most} experts; give 1 to {most}")
     shared = [_shared(model) for model in models]
     common = {key for key in shared[0] if all(key in part for part in shared)}

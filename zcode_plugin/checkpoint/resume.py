@@ -23,8 +23,9 @@ from zcode_plugin.checkpoint.sets import finish_save, other_set
 from zcode_plugin.checkpoint.slices import sliced_dim
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
+from zcode_plugin.parallel.topology import world_size
 
-LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
+_LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
 
 
 def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
@@ -45,8 +46,8 @@ def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
     """
     if config.get(options, "save_dir") is None:
         return None
-    several = dist.is_initialized() and dist.get_world_size() > 1
-    world = dist.get_world_size() if several else 1
+    world = world_size()
+    several = world > 1
     problem, pretrained = None, None
     if not several or dist.get_rank() == 0:
         try:
@@ -62,9 +63,21 @@ def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
     return None if pretrained is None else Path(pretrained)
 
 
+def start_name(options: Any) -> Path:
+    """The checkpoint that a run with these options goes on from, if it is there.
+
+    Args:
+        options: `save_dir` among them.
+
+    Returns:
+        Its name without a rank or shard.
+    """
+    restore = config.get(options, "restore_file", _LAST)
+    return Path(config.get(options, "save_dir"), _LAST) if restore == _LAST else Path(restore)
+
+
 def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
-    restore = config.get(options, "restore_file", LAST)
-    whole = Path(config.get(options, "save_dir")) / LAST if restore == LAST else Path(restore)
+    restore, whole = config.get(options, "restore_file", _LAST), start_name(options)
     layout = Layout.of_run(options, world)
     if config.get(options, "use_sharded_state"):
         _check_name(whole, restore)
@@ -120,7 +133,7 @@ def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict
             )
         return first, state
     files = [whole] if whole.is_file() else list(names.find_rank_files(whole).values())
-    if files or whole.name != LAST or config.get(options, "finetune_from_model"):
+    if files or whole.name != _LAST or config.get(options, "finetune_from_model"):
         what = files[0] if files else config.get(options, "finetune_from_model") or whole
         raise UserError(
             f"{what} is no shard, and --use-sharded-state starts from shards alone, which nothing "
@@ -155,7 +168,7 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
             f"with {layout.reshard(shard)}"
         )
     pretrained = config.get(options, "finetune_from_model")
-    if pretrained is not None and whole.name == LAST:
+    if pretrained is not None and whole.name == _LAST:
         if not Path(pretrained).is_file():
             in_ranks = names.find_rank_files(Path(pretrained))
             remedy = "join its rank files with zcode merge" if in_ranks else "name another"
@@ -165,7 +178,7 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
         )
         return str(pretrained)
     _check_no_other_layout(whole, layout)
-    if whole.name != LAST:
+    if whole.name != _LAST:
         raise UserError(f"--restore-file {whole}: there is no such checkpoint")
     return None
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names
-from zcode_plugin.checkpoint.resume import LAST
+from zcode_plugin.checkpoint.resume import start_name
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.moe_config import MoEConfig
@@ -42,12 +42,19 @@ class Stored:
     """What a file says of its model.
 
     Attributes:
-        name: of the file, for errors.
+        path: the file.
+        flag: that names it; empty for the checkpoint that the run goes on from.
         options: of the model's shape and its experts.
     """
 
-    name: str
+    path: Path
+    flag: str
     options: Namespace
+
+    @property
+    def name(self) -> str:
+        """For errors."""
+        return f"{self.flag} {self.path}".lstrip()
 
 
 def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Stored | None:
@@ -84,7 +91,7 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Stored | None:
         elif name in (*_SHAPE, *_WEIGHTS) and str(given) != str(value):
             raise UserError(f"{stored.name} has {flag} {value}, this run {given}: drop the flag")
     if taken:
-        logger.info("from %s: %s", stored.name.rpartition(" ")[2], ", ".join(taken))
+        logger.info("from %s: %s", stored.path, ", ".join(taken))
     return stored
 
 
@@ -101,16 +108,14 @@ def _stored(args: Namespace) -> Stored | None:
     if config.get(stored, "moe_freq") is None:
         return None
     options = Namespace(**{name: config.get(stored, name) for name in (*_SHAPE, *_EXPERTS)})
-    return Stored(str(path) if resumed else f"--finetune-from-model {path}", options)
+    return Stored(path, "" if resumed else "--finetune-from-model", options)
 
 
 def _resumed(args: Namespace) -> Path | None:
     """A file of the checkpoint that the run goes on from."""
-    folder = getattr(args, "save_dir", None)
-    if folder is None:
+    if getattr(args, "save_dir", None) is None:
         return None
-    restore = getattr(args, "restore_file", LAST)
-    whole = Path(folder, LAST) if restore == LAST else Path(restore)
+    whole = start_name(args)
     if whole.is_file():
         return whole
     files = [*names.find_rank_files(whole).values(), *names.find_shards(whole).values()]

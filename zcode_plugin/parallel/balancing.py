@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zcode_plugin.moe.gate import TopKGate
 from zcode_plugin.moe.stats import LayerStats
+from zcode_plugin.parallel.topology import world_size
 
 
 class LoadBalancer:
@@ -55,7 +56,7 @@ class LoadBalancer:
                 for name, bias in biases.items()
             ]
         )
-        if dist.is_initialized() and dist.get_world_size() > 1:
+        if world_size() > 1:
             dist.all_reduce(loads)
         sizes = [bias.numel() for bias in biases.values()]
         for bias, load_E in zip(biases.values(), loads.split(sizes), strict=True):

@@ -12,7 +12,7 @@ from torch import Tensor
 from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.errors import UserError, first_given
 from zcode_plugin.moe.grouped import counts_on
-from zcode_plugin.parallel.topology import collective_device
+from zcode_plugin.parallel.topology import collective_device, world_size
 
 # torch's DistributedDataParallel, stock's default.
 DDP = ("pytorch_ddp", "c10d")
@@ -39,7 +39,7 @@ def normalizers(
         return dict.fromkeys(targets, 1.0)
     counts = [0 if ignore else int(count) for count in targets.values()]
     names = list(targets)
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    if world_size() == 1:
         counts_N = torch.tensor(counts).double()
         return dict(zip(names, _factors(counts_N, names, by_tokens).tolist(), strict=True))
     counts_N = counts_on(collective_device(), counts).double()
@@ -86,7 +86,7 @@ def check_backend(options: Any, objectives: Sequence[str]) -> None:
         UserError: naming the backend that works.
     """
     backend = getattr(options, "ddp_backend", None)
-    if not (dist.is_initialized() and dist.get_world_size() > 1 and backend in DDP):
+    if world_size() == 1 or backend not in DDP:
         return
     apart = [name for name in objectives if name in MASKED]
     instead = "give --ddp-backend legacy_ddp"

@@ -85,7 +85,7 @@ def expert_topology(size: int, experts: Iterable[int] = (), tensor: int = 1) -> 
     Raises:
         UserError: see `check_sizes`.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if world_size() == 1:
         return ExpertTopology()
     check_sizes(size, dist.get_world_size() // tensor, experts)
     return _distributed_topology(size, dist.get_world_size(), dist.get_rank(), tensor)
@@ -134,6 +134,11 @@ def _own_group(rank: int, members: list[range]) -> dist.ProcessGroup | None:
 def _new_groups(members: Iterable[Iterable[int]]) -> list[dist.ProcessGroup]:
     timeout = current_timeout()
     return [dist.new_group(list(ranks), timeout=timeout) for ranks in members]
+
+
+def world_size() -> int:
+    """Ranks of this run; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def collective_device() -> torch.device:

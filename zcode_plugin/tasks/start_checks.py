@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch.distributed as dist
-
 from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.data.languages import Pair
 from zcode_plugin.errors import UserError
@@ -14,7 +12,7 @@ from zcode_plugin.models.moe_checks import check_alone, check_zero_precision
 from zcode_plugin.models.sliced_checks import check_one_process
 from zcode_plugin.moe import MOELayer
 from zcode_plugin.parallel.objectives import DDP, check_backend
-from zcode_plugin.parallel.topology import check_sizes
+from zcode_plugin.parallel.topology import check_sizes, world_size
 
 # Options of stock that joint batches of several objectives know nothing of, and what to do instead.
 _REMEDIES = {
@@ -53,7 +51,7 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
             f"--moe-expert-bits {bits} cannot be trained: leave it out, and make the checkpoint "
             f"smaller afterwards with zcode quantise --bits {bits}"
         )
-    if _world() == 1:
+    if world_size() == 1:
         check_one_process(options)
         check_sizes(getattr(options, "expert_parallel_size", 1), 1, _counts(options))
         check_alone(options)
@@ -81,15 +79,11 @@ def check_model(options: Any, model: Any) -> None:
         )
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     is_shared = any(not hasattr(parameter, "expert") for parameter in trained)
-    if _world() > 1 and not is_shared and getattr(options, "ddp_backend", None) in DDP:
+    if world_size() > 1 and not is_shared and getattr(options, "ddp_backend", None) in DDP:
         raise UserError(
             f"--ddp-backend {options.ddp_backend} needs parameters that all ranks share, and "
             "experts alone are trained: give --ddp-backend legacy_ddp"
         )
-
-
-def _world() -> int:
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def _counts(options: Any) -> list[int]:
