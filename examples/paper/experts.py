@@ -10,26 +10,29 @@ dense model's updates, and the gain shrinks as experts are added.
 from __future__ import annotations
 
 import curves
+import quality
+from records import Records, origins
 from results import Report, Table, loss_charts
-from study import MOE, Scale, main
-from trainings import Run, Study
+from study import MOE, Scale, main_with_records
+from trainings import Run
 
 
-def body(study: Study, scale: Scale) -> Report:
+def body(records: Records, scale: Scale) -> Report:
     runs: dict[int, Run] = {1: scale.dense(), 8: scale.moe()}
     for experts in (2, 4, 16):
         options = (*MOE, "--moe-expert-count", str(experts))
         runs[experts] = scale.run(f"experts-{experts}", options)
-    runs = dict(sorted(runs.items()))
-    study.train(runs.values())
-    found = {experts: [study.curve(run)] for experts, run in runs.items()}
+    measured = records.measure({experts: [runs[experts]] for experts in sorted(runs)}, [1])
+    found = {experts: [one.curve] for experts, [one] in measured.items()}
     rows = [
-        [experts, study.parameters(runs[experts]), curves.final(several),
-         *curves.speedup(several, found[1]), several[0][-1].seconds / 60]
-        for experts, several in found.items()
+        [experts, one.parameters, curves.final(found[experts]),
+         *curves.speedup(found[experts], found[1]), quality.scores(one.results)[2],
+         one.curve[-1].seconds / 60]
+        for experts, [one] in measured.items()
     ]  # fmt: skip
     columns = [
-        "experts", "parameters", "final loss", "times fewer updates", "times less time", "minutes",
+        "experts", "parameters", "final loss", "times fewer updates", "times less time",
+        "BLEU all", "minutes",
     ]  # fmt: skip
     named = {
         f"{experts} experts" if experts > 1 else "dense": one for experts, one in found.items()
@@ -41,9 +44,9 @@ def body(study: Study, scale: Scale) -> Report:
         tables=[Table("experts", "Validation loss, bits per target", columns, rows)],
         charts=loss_charts("experts", "Number of experts", named),
         findings=[f"Bits per target below the dense model's, by experts: {', '.join(gains)}."],
-        details={"updates": scale.updates},
+        details={"updates": scale.updates, **origins(measured)},
     )
 
 
 if __name__ == "__main__":
-    main("experts", __doc__, body)
+    main_with_records("experts", __doc__, body)

@@ -9,9 +9,10 @@ at random, of the main table; one seed.
 from __future__ import annotations
 
 import quality
+from records import Records, origins
 from results import Report, Table
-from study import DENSE, MOE, RANDOM, RATE, Scale, main
-from trainings import Run, Study
+from study import DENSE, MOE, RANDOM, RATE, Scale, main_with_records
+from trainings import Run
 
 KINDS = {
     "dense": ("dense", DENSE),
@@ -21,24 +22,21 @@ KINDS = {
 RATES = ("0.001", RATE, "0.004")
 
 
-def body(study: Study, scale: Scale) -> Report:
-    runs = {
-        (kind, rate): of_rate(scale, name, options, rate)
+def body(records: Records, scale: Scale) -> Report:
+    found = records.measure({
+        (kind, rate): [of_rate(scale, name, options, rate)]
         for kind, (name, options) in KINDS.items()
         for rate in RATES
-    }
-    study.train(runs.values())
-    evaluated = dict(zip(runs, study.evaluate([*runs.values()]), strict=True))
+    }, [("dense", RATE)])  # fmt: skip
     rows = [
-        [kind, rate, study.curve(run)[-1].loss, *quality.scores(evaluated[kind, rate])]
-        for (kind, rate), run in runs.items()
+        [kind, rate, one.curve[-1].loss, *quality.scores(one.results)]
+        for (kind, rate), [one] in found.items()
     ]
     columns = ["model", "learning rate", "final loss", *quality.COLUMNS]
-    best = {
-        kind: max(RATES, key=lambda rate: quality.scores(evaluated[kind, rate])[2])
-        for kind in KINDS
-    }
-    paths = {kind: [study.results(runs[kind, rate])] for kind, rate in best.items()}
+    best: dict[str, str] = {}
+    for kind, rate, *_ in sorted(rows, key=lambda row: row[columns.index("BLEU all")]):
+        best[kind] = rate
+    paths = {kind: [found[kind, best[kind]][0].path] for kind in KINDS if kind in best}
     tests = quality.significance(paths, [1], "dense")
     return Report(
         seeds=[1],
@@ -47,14 +45,13 @@ def body(study: Study, scale: Scale) -> Report:
             quality.significance_table("learning_rate-significance", tests, "dense"),
         ],
         findings=[
-            "Best learning rates: "
-            + ", ".join(f"{kind} {rate}" for kind, rate in best.items())
-            + ".",
-            *(quality.finding(tests, kind, "dense") for kind in [*KINDS][1:]),
+            f"Best learning rates: {', '.join(f'{kind} {best[kind]}' for kind in paths)}.",
+            *(quality.finding(tests, kind, "dense") for kind in paths if kind != "dense"),
         ],
         details={
             "updates": scale.updates,
-            "signatures": quality.signatures(evaluated["dense", RATE]),
+            **origins(found),
+            "signatures": quality.signatures(next(iter(found.values()))[0].results),
         },
     )
 
@@ -67,4 +64,4 @@ def of_rate(scale: Scale, name: str, options: tuple[str, ...], rate: str) -> Run
 
 
 if __name__ == "__main__":
-    main("learning_rate", __doc__, body)
+    main_with_records("learning_rate", __doc__, body)

@@ -18,15 +18,15 @@ parameters: not the same test, but the same table.
 
 from __future__ import annotations
 
-from itertools import chain
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 import curves
 import quality
-from forward import losses_of_pieces
+from records import Measured, Records, origins
 from results import Report, Table, loss_charts
-from study import DENSE, EIGHT, MOE, RANDOM, Scale, both_ways, main
-from trainings import Run, Study
+from study import DENSE, EIGHT, MOE, RANDOM, Scale, both_ways, main_with_records
+from trainings import Run
 
 # BLEU on the paper's own test set: X->en, en->X, mean.
 PAPER = {
@@ -34,39 +34,52 @@ PAPER = {
 }  # fmt: skip
 
 
-def body(study: Study, scale: Scale) -> Report:
-    systems, bilingual = multilingual(scale), of_pairs(scale)
-    # Twins side by side, so that what else the machine does falls on both alike.
-    twins = [*chain(*zip(systems["dense"], systems["MoE"], strict=True))]
-    others = [run for run in chain(*systems.values()) if run not in twins]
-    study.train([*twins, *others, *bilingual])
-    evaluated = study.evaluate_all({"bilingual": bilingual, **systems})
-    evaluated["bilingual"] = [quality.joined(evaluated["bilingual"])]
-    paths = study.results_of(systems)
-    tests = quality.significance(paths, scale.seeds, "dense")
-    gates = {name: paths[name] for name in ("random gate", "MoE")}
-    routing = quality.significance(gates, scale.seeds, "random gate")
-    found = {name: [study.curve(run) for run in runs] for name, runs in systems.items()}
+def body(records: Records, scale: Scale) -> Report:
+    systems = multilingual(scale)
+    twins = {name: systems[name] for name in ("dense", "MoE")}
+    records.measure(twins, [*twins])  # first, and side by side
+    measured = records.measure(systems)
+    bilingual = records.measure({"bilingual": of_pairs(scale)}).get("bilingual", [])
+    evaluated = {name: [one.results for one in several] for name, several in measured.items()}
+    if len(bilingual) == len(scale.pairs):
+        joined = quality.joined([one.results for one in bilingual])
+        evaluated = {"bilingual": [joined], **evaluated}
+    seeds = scale.seeds[: len(measured["dense"])]
+    tests = compared(measured, seeds, "dense", list(measured))
+    routing = compared(measured, seeds, "random gate", ["random gate", "MoE"])
+    found = {name: [one.curve for one in several] for name, several in measured.items()}
     return Report(
-        seeds=scale.seeds,
+        seeds=seeds,
         tables=[
             scores(evaluated),
             quality.significance_table("main_table-significance", tests, "dense"),
             quality.significance_table("main_table-routing", routing, "random gate"),
             effort(found),
-            pieces(study, systems),
+            pieces(measured),
         ],
         charts=loss_charts("main_table", "Dense and MoE", found),
         findings=[
-            *(quality.finding(tests, name, "dense") for name in list(systems)[1:]),
-            quality.finding(routing, "MoE", "random gate"),
+            *(quality.finding(tests, name, "dense") for name in [*measured][1:]),
+            *(quality.finding(routing, "MoE", "random gate") for _ in routing[:1]),
         ],
         details={
             "updates": scale.updates,
+            **origins({**measured, "bilingual": bilingual}),
             "directions": sorted(evaluated["dense"][0]["directions"]),
             "signatures": quality.signatures(evaluated["dense"][0]),
         },
     )
+
+
+def compared(
+    measured: Mapping[str, Sequence[Measured]],
+    seeds: Sequence[int],
+    baseline: str,
+    systems: Sequence[str],
+) -> list[quality.Test]:
+    """Tests of those of the systems that there are; none without the baseline."""
+    paths = {name: [one.path for one in measured[name]] for name in systems if name in measured}
+    return quality.significance(paths, seeds, baseline) if baseline in paths else []
 
 
 def multilingual(scale: Scale) -> dict[str, list[Run]]:
@@ -113,16 +126,15 @@ def effort(found: dict[str, curves.Curves]) -> Table:
     return Table("main_table-effort", "Validation loss, of mean curves", columns, rows)
 
 
-def pieces(study: Study, systems: dict[str, list[Run]]) -> Table:
+def pieces(measured: Mapping[str, Sequence[Measured]]) -> Table:
     """What models know of words to choose, and of how to finish them."""
     rows = []
-    for name, runs in systems.items():
-        of_seeds = [losses_of_pieces(study.checkpoint(run), study.data, "test") for run in runs]
-        kinds = sorted(of_seeds[0], reverse=True)
-        rows.append([name, *(fmean(one[kind] for one in of_seeds) for kind in kinds)])
-    columns = ["system", *(f"{group}, {kind}" for group, kind in kinds)]
+    for name, several in measured.items():
+        kinds = list(several[0].pieces)
+        rows.append([name, *(fmean(one.pieces[kind] for one in several) for kind in kinds)])
+    columns = ["system", *kinds]
     return Table("main_table-pieces", "Test loss, bits per piece of a word", columns, rows)
 
 
 if __name__ == "__main__":
-    main("main_table", __doc__, body)
+    main_with_records("main_table", __doc__, body)

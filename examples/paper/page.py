@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from results import cell
+from results import cell, describe
 
 TITLE = """# Results
 
@@ -22,8 +22,8 @@ LibreOffice in English and eight languages, about 25,000 paragraphs each, divide
 are small enough for two cores. All models of a study are trained alike but for what it compares.
 """
 STUDIES = (
-    "main_table", "gates", "experts", "token_priority", "multitask", "aggregation", "pruning",
-    "depth", "finetuning", "throughput",
+    "main_table", "learning_rate", "gates", "experts", "token_priority", "multitask", "aggregation",
+    "pruning", "depth", "finetuning", "throughput",
 )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ def section(record: dict[str, Any], folder: str) -> str:
         lines += [*markdown(table["columns"], table["rows"]), ""]
     for figure in record["figures"]:
         lines += [f"![{figure['title']}]({folder}/{figure['name']}.png)", ""]
-    lines += [origin(record), ""]
+    lines += [origin(record, folder), ""]
     return "\n".join(lines)
 
 
@@ -79,19 +79,19 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[s
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def origin(record: dict[str, Any]) -> str:
+def origin(record: dict[str, Any], folder: str) -> str:
     """Date, machine, versions, seeds, and what else the study says of itself."""
-    machine, versions = record["machine"], record["versions"]
+    details, versions = record["details"], record["versions"]
     parts = [
         f"`python examples/paper/{record['study']}.py`, {record['date']}",
-        f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, "
-        f"{machine['gpu'] + ', ' if 'gpu' in machine else ''}Python {machine['python']}",
+        describe(record["machine"]),
         ", ".join(f"{package} {version}" for package, version in versions.items()),
         f"seeds {', '.join(map(str, record['seeds']))}",
     ]
-    details = record["details"]
     if "updates" in details:
         parts.append(f"{details['updates']:,} updates")
+    if "runs" in details:
+        parts.append(f"runs, each with a [record]({folder}/runs): {', '.join(details['made'])}")
     parts += [f"`{signature}`" for signature in details.get("signatures", ())]
     return "; ".join(parts) + "."
 

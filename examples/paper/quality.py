@@ -89,6 +89,8 @@ def significance(
         of_seeds[None] = [pooled(read[name]) for name in names if len(read[name]) == len(seeds)]
     tests = []
     for seed, several in of_seeds.items():
+        if len(several) < 2:
+            continue
         paths = [systems[one.name][0] for one in several]
         directions = comparison.common_directions(several, paths)
         made = comparison.compare(several, directions, "bs", SAMPLES)

@@ -7,7 +7,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -59,6 +59,15 @@ class Report:
     details: dict[str, Any] = field(default_factory=dict)
 
 
+def provenance(gpu: bool) -> dict[str, Any]:
+    """The day, this machine and what is installed."""
+    return {
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "machine": machine(gpu),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
 def machine(gpu: bool) -> dict[str, Any]:
     """The shape of this machine, its GPU if that was used."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -74,6 +83,14 @@ def machine(gpu: bool) -> dict[str, Any]:
         "python": platform.python_version(),
         **({"gpu": torch.cuda.get_device_name()} if gpu else {}),
     }
+
+
+def describe(machine: Mapping[str, Any]) -> str:
+    """What `machine` found, in words."""
+    return (
+        f"{machine['cores']} cores ({machine['processor']}), {machine['memory_gib']} GiB, "
+        f"{machine['gpu'] + ', ' if 'gpu' in machine else ''}Python {machine['python']}"
+    )
 
 
 def write(
@@ -95,9 +112,7 @@ def write(
         "title": title.rstrip("."),
         "text": text.strip(),
         "quick": quick,
-        "date": datetime.now(timezone.utc).date().isoformat(),
-        "machine": machine(gpu),
-        "versions": {package: version(package) for package in PACKAGES},
+        **provenance(gpu),
         "seeds": list(report.seeds),
         "tables": [asdict(table) for table in report.tables],
         "figures": [{"name": chart.name, "title": chart.title} for chart in report.charts],

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from records import Records
 from results import Report
 from results import write as write_report
 from trainings import SCRIPTS, Run, Study, call
@@ -21,7 +22,7 @@ ROOT = HERE.parents[1]
 PAIRS = tuple(f"{code}-en" for code in ("cs", "de", "es", "fr", "it", "nl", "pl", "pt"))
 RATE = "0.002"  # with 0.004 dense and MoE models lose two BLEU: learning_rate.py
 # 4 + 2 layers of width 128, networks of 512, 1.8 million parameters without experts: small enough
-# that two trainings side by side take about three quarters of an hour.
+# that two trainings side by side take about forty minutes.
 SHAPE = (
     "--arch", "moe_transformer_tiny", "--encoder-ffn-embed-dim", "512",
     "--decoder-ffn-embed-dim", "512", "--lr", RATE, "--warmup-updates", "300",
@@ -54,7 +55,7 @@ class Scale:
     @property
     def updates(self) -> int:
         """Of a multilingual model."""
-        return self.pick(6000, 40)
+        return self.pick(5000, 40)
 
     @property
     def pairs(self) -> tuple[str, ...]:
@@ -117,6 +118,29 @@ def main(name: str, description: str, body: Callable[[Study, Scale], Report]) ->
         description: its title, an empty line, and what it asks and how.
         body: trains, measures and says what was found.
     """
+    args = parse(make_parser(description))
+    carry_out(args, name, description, lambda study, scale, out: body(study, scale))
+
+
+def main_with_records(
+    name: str, description: str, body: Callable[[Records, Scale], Report]
+) -> None:
+    """`main` for a study that needs of its runs no more than their records."""
+    parser = make_parser(description)
+    parser.add_argument(
+        "--recorded", action="store_true",
+        help="train nothing: tables of the runs whose records lie in OUT/runs",
+    )  # fmt: skip
+    args = parse(parser)
+
+    def of_records(study: Study, scale: Scale, out: Path) -> Report:
+        return body(Records(study, out / "runs", makes=not args.recorded), scale)
+
+    carry_out(args, name, description, of_records)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The command line of all studies."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -126,18 +150,33 @@ def main(name: str, description: str, body: Callable[[Study, Scale], Report]) ->
     add("--out", type=Path, help="for results (default: docs/results, of --quick in --work)")
     add("--jobs", type=int, default=2, help="trainings at a time, one thread each (default: 2)")
     add("--gpu", action="store_true", help="train and score on a GPU; speeds are a CPU's anyhow")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Arguments that make sense; others are told in one line, exit code 2."""
     args = parser.parse_args()
     if args.jobs < 1:
         parser.error(f"--jobs {args.jobs} must be at least 1")
     if args.gpu and not torch.cuda.is_available():
         parser.error("--gpu: torch finds none; leave it out")
+    return args
+
+
+def carry_out(
+    args: argparse.Namespace,
+    name: str,
+    description: str,
+    body: Callable[[Study, Scale, Path], Report],
+) -> None:
+    """Run a study; its body is told the folder of results, too."""
     scale = Scale(args.quick)
     folder = args.work / scale.pick("full", "quick")
     out = args.out or scale.pick(ROOT / "docs" / "results", folder / "results")
     args.work.mkdir(parents=True, exist_ok=True)
     study = Study(folder / "runs", make_data(args.work), args.jobs, args.gpu)
     with quiet_libraries():
-        report = body(study, scale)
+        report = body(study, scale, out)
     write_report(out, name, description, report, quick=args.quick, gpu=args.gpu)
     print(f"{name}: results in {out}")
 
