@@ -47,20 +47,23 @@ def body(records: Records, scale: Scale) -> Report:
     seeds = scale.seeds[: len(measured["dense"])]
     tests = compared(measured, seeds, "dense", list(measured))
     routing = compared(measured, seeds, "random gate", ["random gate", "MoE"])
+    # What learning where to send tokens is worth.
+    learnt = [quality.significance_table("main_table-routing", routing, "random gate")]
+    learnt = learnt if routing else []
     found = {name: [one.curve for one in several] for name, several in measured.items()}
     return Report(
         seeds=seeds,
         tables=[
             scores(evaluated),
             quality.significance_table("main_table-significance", tests, "dense"),
-            quality.significance_table("main_table-routing", routing, "random gate"),
+            *learnt,
             effort(found),
             pieces(measured),
         ],
         charts=loss_charts("main_table", "Dense and MoE", found),
         findings=[
             *(quality.finding(tests, name, "dense") for name in [*measured][1:]),
-            *(quality.finding(routing, "MoE", "random gate") for _ in routing[:1]),
+            *(quality.finding(routing, "MoE", "random gate") for _ in learnt),
         ],
         details={
             "updates": scale.updates,

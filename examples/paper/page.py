@@ -91,7 +91,7 @@ def origin(record: dict[str, Any], folder: str) -> str:
     if "updates" in details:
         parts.append(f"{details['updates']:,} updates")
     if "runs" in details:
-        parts.append(f"runs, each with a [record]({folder}/runs): {', '.join(details['made'])}")
+        parts.append(f"runs, each with a [record]({folder}/records): {', '.join(details['made'])}")
     parts += [f"`{signature}`" for signature in details.get("signatures", ())]
     return "; ".join(parts) + "."
 

@@ -129,12 +129,12 @@ def main_with_records(
     parser = make_parser(description)
     parser.add_argument(
         "--recorded", action="store_true",
-        help="train nothing: tables of the runs whose records lie in OUT/runs",
+        help="train nothing: tables of the runs whose records lie in OUT/records",
     )  # fmt: skip
     args = parse(parser)
 
     def of_records(study: Study, scale: Scale, out: Path) -> Report:
-        return body(Records(study, out / "runs", makes=not args.recorded), scale)
+        return body(Records(study, out / "records", makes=not args.recorded), scale)
 
     carry_out(args, name, description, of_records)
 

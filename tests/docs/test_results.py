@@ -11,6 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "examples" / "paper"))
+
+import main_table  # noqa: E402
+import quality  # noqa: E402
+from study import Scale  # noqa: E402
+
 RESULTS = ROOT / "docs" / "results"
 RECORDS = sorted(RESULTS.glob("*.json"))
 
@@ -22,6 +28,12 @@ def test_the_page_is_current() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == (ROOT / "docs" / "results.md").read_text(), "run make docs"
+
+
+def test_every_record_is_on_the_page() -> None:
+    sections = (ROOT / "docs" / "results.md").read_text().splitlines()
+    titles = {f"## {json.loads(path.read_text())['title']}" for path in RECORDS}
+    assert titles == {line for line in sections if line.startswith("## ")}
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -38,9 +50,21 @@ def test_csv_and_figures_are_those_of_the_record(path: Path) -> None:
         assert (RESULTS / f"{figure['name']}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_main_table_is_that_of_its_runs() -> None:
+    record = json.loads((RESULTS / "main_table.json").read_text())
+    for system, runs in main_table.multilingual(Scale(quick=False)).items():
+        files = [RESULTS / "records" / f"{run.name}.json" for run in runs]
+        several = [json.loads(path.read_text()) for path in files if path.exists()]
+        rows = [row for row in record["tables"][0]["rows"] if row[0] == system]
+        expected = [[system, len(several), *quality.mean_scores(several)]] if several else []
+        assert [row[: 2 + len(quality.COLUMNS)] for row in rows] == expected
+
+
 def test_there_is_nothing_else() -> None:
     records = [json.loads(path.read_text()) for path in RECORDS]
+    runs = {name for record in records for name in record["details"].get("runs", ())}
+    assert {path.stem for path in (RESULTS / "records").iterdir()} == runs
     named = {f"{table['name']}.csv" for record in records for table in record["tables"]}
     named |= {f"{figure['name']}.png" for record in records for figure in record["figures"]}
     named |= {f"{record['study']}{end}" for record in records for end in (".json", ".notes.txt")}
-    assert {path.name for path in RESULTS.iterdir()} <= named
+    assert {path.name for path in RESULTS.iterdir()} <= {*named, "records"}
