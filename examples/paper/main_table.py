@@ -36,9 +36,9 @@ PAPER = {
 
 def body(records: Records, scale: Scale) -> Report:
     systems = multilingual(scale)
-    twins = {name: systems[name] for name in ("dense", "MoE")}
-    records.measure(twins, [*twins])  # first, and side by side
-    measured = records.measure(systems)
+    twins = ("dense", "MoE")
+    records.make({name: systems[name] for name in twins})  # first, and side by side
+    measured = records.measure(systems, twins)
     bilingual = records.measure({"bilingual": of_pairs(scale)}).get("bilingual", [])
     evaluated = {name: [one.results for one in several] for name, several in measured.items()}
     if len(bilingual) == len(scale.pairs):
@@ -47,24 +47,22 @@ def body(records: Records, scale: Scale) -> Report:
     seeds = scale.seeds[: len(measured["dense"])]
     tests = compared(measured, seeds, "dense", list(measured))
     routing = compared(measured, seeds, "random gate", ["random gate", "MoE"])
-    # What learning where to send tokens is worth.
-    learnt = [quality.significance_table("main_table-routing", routing, "random gate")]
-    learnt = learnt if routing else []
     found = {name: [one.curve for one in several] for name, several in measured.items()}
+    tables = [
+        scores(evaluated),
+        quality.significance_table("main_table-significance", tests, "dense"),
+        effort(found),
+        pieces(measured),
+    ]
+    findings = [quality.finding(tests, name, "dense") for name in [*measured][1:]]
+    if routing:  # what it is worth to learn where to send tokens
+        tables.insert(2, quality.significance_table("main_table-routing", routing, "random gate"))
+        findings.append(quality.finding(routing, "MoE", "random gate"))
     return Report(
         seeds=seeds,
-        tables=[
-            scores(evaluated),
-            quality.significance_table("main_table-significance", tests, "dense"),
-            *learnt,
-            effort(found),
-            pieces(measured),
-        ],
+        tables=tables,
         charts=loss_charts("main_table", "Dense and MoE", found),
-        findings=[
-            *(quality.finding(tests, name, "dense") for name in [*measured][1:]),
-            *(quality.finding(routing, "MoE", "random gate") for _ in learnt),
-        ],
+        findings=findings,
         details={
             "updates": scale.updates,
             **origins({**measured, "bilingual": bilingual}),
@@ -131,10 +129,11 @@ def effort(found: dict[str, curves.Curves]) -> Table:
 
 def pieces(measured: Mapping[str, Sequence[Measured]]) -> Table:
     """What models know of words to choose, and of how to finish them."""
-    rows = []
-    for name, several in measured.items():
-        kinds = list(several[0].pieces)
-        rows.append([name, *(fmean(one.pieces[kind] for one in several) for kind in kinds)])
+    kinds = list(measured["dense"][0].pieces)
+    rows = [
+        [name, *(fmean(one.pieces[kind] for one in several) for kind in kinds)]
+        for name, several in measured.items()
+    ]
     columns = ["system", *kinds]
     return Table("main_table-pieces", "Test loss, bits per piece of a word", columns, rows)
 

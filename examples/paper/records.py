@@ -9,9 +9,10 @@ and references are made anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, takewhile, zip_longest
 from pathlib import Path
 from threading import Lock
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 from fairseq.data import Dictionary
 from fairseq.data.data_utils import post_process
 from forward import losses_of_pieces
-from results import describe, provenance
+from results import as_json, describe, provenance
 from sentencepiece import SentencePieceProcessor
 from trainings import CPU, Point, Run, Study
 
@@ -81,11 +82,7 @@ class Records:
         Raises:
             SystemExit: one of these has no record.
         """
-        if self.makes:
-            in_turn = chain(*zip_longest(*systems.values()))
-            missing = [run for run in in_turn if run is not None and not self._has(run)]
-            with ThreadPoolExecutor(self.study.jobs) as pool:
-                list(pool.map(self._make, missing))
+        self.make(systems)
         found = {
             name: [self.read(run) for run in takewhile(self._has, runs)]
             for name, runs in systems.items()
@@ -94,6 +91,15 @@ class Records:
             if not found[name]:
                 raise SystemExit(f"{self.path(systems[name][0])} is missing: leave out --recorded")
         return {name: several for name, several in found.items() if several}
+
+    def make(self, systems: Mapping[Key, Sequence[Run]]) -> None:
+        """Make the records that are missing, if this makes any; see `measure`."""
+        if not self.makes:
+            return
+        in_turn = chain(*zip_longest(*systems.values()))
+        missing = [run for run in in_turn if run is not None and not self._has(run)]
+        with ThreadPoolExecutor(self.study.jobs) as pool:
+            list(pool.map(self._make, missing))
 
     def path(self, run: Run) -> Path:
         """Of a run's record."""
@@ -109,9 +115,8 @@ class Records:
         record = json.loads(path.read_text())
         if record["options"] != portable(self.study.options(run)):
             raise SystemExit(f"{path} is of a run with other options: delete it")
-        texts = scored_texts(self.study.data, run.directions.split(","))
         results = {"directions": {
-            direction: {**entry, **texts[direction]}
+            direction: {**entry, **self._texts[direction]}
             for direction, entry in record["directions"].items()
         }}  # fmt: skip
         file = self.study.folder / "results" / path.name
@@ -120,6 +125,10 @@ class Records:
         curve = [Point(**point) for point in record["curve"]]
         made = f"{record['date']}, {describe(record['machine'])}"
         return Measured(record["parameters"], curve, record["pieces"], results, file, made)
+
+    @cached_property
+    def _texts(self) -> dict[str, dict[str, list[str]]]:
+        return scored_texts(self.study.data)
 
     def _has(self, run: Run) -> bool:
         return self.path(run).exists()
@@ -162,22 +171,21 @@ def portable(options: Sequence[str]) -> list[str]:
     return [one for one in rest if one != CPU]
 
 
-def scored_texts(data: Path, directions: Iterable[str]) -> dict[str, dict[str, list[str]]]:
-    """Sources and references of the test part as `zcode evaluate` has them.
+def scored_texts(data: Path) -> dict[str, dict[str, list[str]]]:
+    """Sources and references of the test part, by direction, as `zcode evaluate` has them.
 
     That is what subwords leave of the corpus: some characters become others or unknown.
     """
     pieces = SentencePieceProcessor(model_file=str(data / "sentencepiece.model"))
     dictionary = Dictionary.load(str(data / "dict.en.txt"))
-    raw = data.parent / "corpus" / "raw"
     found = {}
-    for direction in directions:
-        source, target = direction.split("-")
-        stem = f"test.en-{source if target == 'en' else target}"
-        found[direction] = {
+    for source_file in (data.parent / "corpus" / "raw").glob("test.en-*.*"):
+        _, pair, source = source_file.name.split(".")
+        [target] = {*pair.split("-")} - {source}
+        found[f"{source}-{target}"] = {
             field: [
                 as_scored(line, pieces, dictionary, unknown)
-                for line in (raw / f"{stem}.{language}").read_text().splitlines()
+                for line in source_file.with_suffix(f".{language}").read_text().splitlines()
             ]
             for field, language, unknown in (
                 ("sources", source, "<unk>"), ("references", target, "<<unk>>")
@@ -193,7 +201,3 @@ def as_scored(
     parts = pieces.encode(line, out_type=str)
     known = (part if part in dictionary else unknown for part in parts)
     return str(post_process(" ".join(known), "sentencepiece"))
-
-
-def as_json(value: object) -> bytes:
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()

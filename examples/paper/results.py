@@ -119,9 +119,7 @@ def write(
         "findings": list(report.findings),
         "details": report.details,
     }
-    files = {
-        folder / f"{name}.json": (json.dumps(record, indent=1, allow_nan=False) + "\n").encode()
-    }
+    files = {folder / f"{name}.json": as_json(record)}
     files |= {folder / f"{table.name}.csv": as_csv(table) for table in report.tables}
     files |= {folder / f"{chart.name}.png": line_chart(chart).png for chart in report.charts}
     folder.mkdir(parents=True, exist_ok=True)
@@ -129,6 +127,10 @@ def write(
     for table in report.tables:
         print(f"\n{table.title}\n{as_text(table)}")
     print("", *report.findings, sep="\n")
+
+
+def as_json(value: object) -> bytes:
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
 def as_csv(table: Table) -> bytes:
