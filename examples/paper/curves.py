@@ -10,11 +10,6 @@ from trainings import Point
 Curves = list[list[Point]]  # of each seed
 
 
-def final(curves: Curves) -> float:
-    """The last validation loss, mean over seeds."""
-    return fmean(curve[-1].loss for curve in curves)
-
-
 def deviation(values: Sequence[float]) -> float | None:
     """Standard deviation of a sample; None of a single value."""
     return stdev(values) if len(values) > 1 else None
@@ -59,3 +54,14 @@ def mean(curves: Curves) -> list[Point]:
         Point(at[0].updates, fmean(p.seconds for p in at), fmean(p.loss for p in at))
         for at in zip(*curves, strict=True)
     ]
+
+
+def final(curves: Curves) -> float:
+    """The last validation loss, mean over seeds."""
+    return mean(curves)[-1].loss
+
+
+def differences(curves: Curves, baseline: Curves) -> list[list[float]]:
+    """Losses less those of another model of equal seed: seed by seed, at each validation."""
+    pairs = zip(curves, baseline, strict=True)
+    return [[a.loss - b.loss for a, b in zip(one, other, strict=True)] for one, other in pairs]

@@ -26,7 +26,7 @@ def body(records: Records, scale: Scale) -> Report:
     found = {experts: [one.curve] for experts, [one] in measured.items()}
     rows = [
         [experts, one.parameters, curves.final(found[experts]),
-         *curves.speedup(found[experts], found[1]), quality.scores(one.results)[2],
+         *curves.speedup(found[experts], found[1]), quality.mean_bleu(one.results),
          one.curve[-1].seconds / 60]
         for experts, [one] in measured.items()
     ]  # fmt: skip

@@ -64,18 +64,13 @@ def body(study: Study, scale: Scale) -> Report:
 
 def row(name: str, found: dict[str, curves.Curves], study: Study, runs: list[Run]) -> list[object]:
     losses = [[point.loss for point in curve] for curve in found[name]]
-    paired = differences(found[name], found["dense"])
+    paired = [one[-1] for one in curves.differences(found[name], found["dense"])]
     learned = name in GATES
     return [
         name, len(runs), *(fmean(column) for column in zip(*losses, strict=True)),
         fmean(paired) if learned else None, curves.deviation(paired) if learned else None,
         100 * fmean(moved(study, run) for run in runs) if learned else None,
     ]  # fmt: skip
-
-
-def differences(model: curves.Curves, baseline: curves.Curves) -> list[float]:
-    """Of the last losses, seed by seed."""
-    return [a[-1].loss - b[-1].loss for a, b in zip(model, baseline, strict=True)]
 
 
 def moved(study: Study, run: Run) -> float:
@@ -120,8 +115,7 @@ def chart(found: dict[str, curves.Curves]) -> Chart:
 
 def gains(found: dict[str, curves.Curves], name: str) -> list[float]:
     """At each validation, mean over seeds."""
-    pairs = zip(found[name], found["dense"], strict=True)
-    paired = [[b.loss - a.loss for a, b in zip(one, other, strict=True)] for one, other in pairs]
+    paired = curves.differences(found["dense"], found[name])
     return [fmean(column) for column in zip(*paired, strict=True)]
 
 

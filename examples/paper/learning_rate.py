@@ -8,8 +8,10 @@ at random, of the main table; one seed.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import quality
-from records import Records, origins
+from records import Measured, Records, origins
 from results import Report, Table
 from study import DENSE, MOE, RANDOM, RATE, Scale, main_with_records
 from trainings import Run
@@ -33,10 +35,8 @@ def body(records: Records, scale: Scale) -> Report:
         for (kind, rate), [one] in found.items()
     ]
     columns = ["model", "learning rate", "final loss", *quality.COLUMNS]
-    best: dict[str, str] = {}
-    for kind, rate, *_ in sorted(rows, key=lambda row: row[columns.index("BLEU all")]):
-        best[kind] = rate
-    paths = {kind: [found[kind, best[kind]][0].path] for kind in KINDS if kind in best}
+    best = best_rates(found)
+    paths = {kind: [found[kind, rate][0].path] for kind, rate in best.items()}
     tests = quality.significance(paths, [1], "dense")
     return Report(
         seeds=[1],
@@ -45,7 +45,7 @@ def body(records: Records, scale: Scale) -> Report:
             quality.significance_table("learning_rate-significance", tests, "dense"),
         ],
         findings=[
-            f"Best learning rates: {', '.join(f'{kind} {best[kind]}' for kind in paths)}.",
+            f"Best learning rates: {', '.join(f'{kind} {rate}' for kind, rate in best.items())}.",
             *(quality.finding(tests, kind, "dense") for kind in paths if kind != "dense"),
         ],
         details={
@@ -54,6 +54,16 @@ def body(records: Records, scale: Scale) -> Report:
             "signatures": quality.signatures(next(iter(found.values()))[0].results),
         },
     )
+
+
+def best_rates(found: Mapping[tuple[str, str], Sequence[Measured]]) -> dict[str, str]:
+    """The one with the most BLEU, of each kind of model that there is."""
+
+    def bleu(key: tuple[str, str]) -> float:
+        return quality.mean_bleu(found[key][0].results)
+
+    by_kind = {kind: [key for key in found if key[0] == kind] for kind in KINDS}
+    return {kind: max(keys, key=bleu)[1] for kind, keys in by_kind.items() if keys}
 
 
 def of_rate(scale: Scale, name: str, options: tuple[str, ...], rate: str) -> Run:

@@ -38,8 +38,8 @@ def body(records: Records, scale: Scale) -> Report:
     systems = multilingual(scale)
     twins = ("dense", "MoE")
     records.make({name: systems[name] for name in twins})  # first, and side by side
-    measured = records.measure(systems, twins)
     bilingual = records.measure({"bilingual": of_pairs(scale)}).get("bilingual", [])
+    measured = records.measure(systems, twins)
     evaluated = {name: [one.results for one in several] for name, several in measured.items()}
     if len(bilingual) == len(scale.pairs):
         joined = quality.joined([one.results for one in bilingual])
@@ -108,7 +108,7 @@ def scores(evaluated: dict[str, list[quality.Results]]) -> Table:
     rows = [
         [
             name, len(several), *quality.mean_scores(several),
-            curves.deviation([quality.scores(one)[2] for one in several]),
+            curves.deviation([*map(quality.mean_bleu, several)]),
             *PAPER.get(name, (None, None, None)),
         ]
         for name, several in evaluated.items()

@@ -90,7 +90,7 @@ def row(name: str, several: list[quality.Results], study: Study, runs: list[Run]
         for direction in (f"{CUT}-en", f"en-{CUT}")
     ]
     minutes = fmean(study.curve(run)[-1].seconds / 60 for run in runs)
-    spread = deviation([quality.scores(one)[2] for one in several])
+    spread = deviation([*map(quality.mean_bleu, several)])
     return [name, len(several), *quality.mean_scores(several), spread, *alone, minutes]
 
 

@@ -53,6 +53,11 @@ def scores(result: Results) -> list[float]:
     ]
 
 
+def mean_bleu(result: Results) -> float:
+    """The unweighted mean over all directions."""
+    return scores(result)[COLUMNS.index("BLEU all")]
+
+
 def mean_scores(several: Sequence[Results]) -> list[float]:
     """Means over seeds of `scores`."""
     return [fmean(column) for column in zip(*map(scores, several), strict=True)]

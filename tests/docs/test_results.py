@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,27 @@ def test_the_page_is_current() -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout == (ROOT / "docs" / "results.md").read_text(), "run make docs"
+
+
+def test_readme_has_the_main_table() -> None:
+    page, readme = (systems((ROOT / name).read_text()) for name in ("docs/results.md", "README.md"))
+    assert readme.keys() == page.keys()
+    for system, cells in readme.items():
+        assert cells == {column: page[system][column] for column in cells}
+    tables = json.loads((RESULTS / "main_table.json").read_text())["tables"]
+    [tests] = [table["rows"] for table in tables if table["name"] == "main_table-significance"]
+    ps = [f"{row[-1]:.3f}" for row in tests if row[1:3] == ["MoE", "bleu"] and row[3] != "all"]
+    assert f"(p {', '.join(ps)})" in (ROOT / "README.md").read_text()
+
+
+def systems(text: str) -> dict[str, dict[str, str]]:
+    """The first table of systems in Markdown: cells by system and column."""
+    lines = text[text.index("\n| system |") + 1 :].splitlines()
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in takewhile(lambda line: line.startswith("|"), lines)
+    )
+    return {row[0]: dict(zip(header[1:], row[1:], strict=True)) for row in rows}
 
 
 def test_every_record_is_on_the_page() -> None:

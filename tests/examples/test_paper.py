@@ -143,7 +143,8 @@ def test_gates_are_held_against_the_dense_model_of_equal_seed() -> None:
     import gates
 
     found = {"dense": [BASELINE, FASTER], "learned": [FASTER, FASTER]}
-    assert gates.differences(found["learned"], found["dense"]) == [-2.0, 0.0]
+    paired = curves.differences(found["learned"], found["dense"])
+    assert [one[-1] for one in paired] == [-2.0, 0.0]
     # After 100, 200 and 300 updates: 1, 2 and 2 for the first seed, nothing for the second.
     assert gates.gains(found, "learned") == [0.5, 1.0, 1.0]
     assert gates.finding(["learned", 2, 5.0, -0.1234, 0.02, 31.4]) == (
