@@ -121,6 +121,10 @@ def test_a_failure_of_fairseq_generate_is_told_in_one_line(
         (["{data}", "--path", "d.pt", "--out", "d.pt/x.json"], "--out d.pt/x.json: d.pt is no "
          "folder"),
         (["{data}", "--path", "d.pt", "--out", "."], "--out . is a folder: name a file"),
+        (["{data}", "--path", "d.pt", "--out", "d.pt"], "--out d.pt is one of the files to read: "
+         "name another"),
+        (["{data}", "--path", "d.pt", "--out", "/dev/null"], "--out /dev/null is no ordinary file: "
+         "name one, or a file to be made"),
         (["{data}", "--path", "d.pt", "--translations", "d.pt"], "--translations: d.pt is no "
          "folder"),
         (["{data}", "--path", "d.pt", "--sacrebleu-tokenizer", "14a"], "--sacrebleu-tokenizer 14a: "

@@ -188,6 +188,11 @@ def test_what_is_there_stays_until_the_new_folder_is_whole(
     command = ("export", untrained, "--out", out, "--format", "safetensors")
     assert here(*command).returncode == 0
     (out / "mine.txt").write_text("a note")
+    assert here(*command, "--force").stderr == (
+        f"zcode export: error: --out {out} holds mine.txt, which is no part of an export: move it "
+        "away, or name another folder\n"
+    )
+    (out / "mine.txt").unlink()
     assert here(*command).stderr == (
         f"zcode export: error: {out} exists: --force replaces it, --out names another\n"
     )

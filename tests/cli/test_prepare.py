@@ -196,6 +196,17 @@ class TestSecondCall:
         assert read_lines(copy / "langs.txt") == ["en", "de"]
         assert read_lines(copy / "dict.de.txt")[-3:] == ["__en__ 1", "__de__ 1", "<mask> 1"]
 
+    def test_what_somebody_added_is_not_replaced(self, zcode: Run, raw: Path, copy: Path) -> None:
+        shutil.copytree(raw, copy / "raw")
+        before = {path.relative_to(copy) for path in copy.rglob("*")}
+        ended = zcode("prepare", "--raw", copy / "raw", "--out", copy, "--force")
+        assert ended.returncode == 2
+        assert ended.stderr == (
+            f"zcode prepare: error: --out {copy} holds raw, which is no part of the data: move it "
+            "away, or name another folder\n"
+        )
+        assert {path.relative_to(copy) for path in copy.rglob("*")} == before
+
     def test_a_folder_of_others_is_never_replaced(
         self, zcode: Run, raw: Path, tmp_path: Path
     ) -> None:

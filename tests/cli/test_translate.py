@@ -193,8 +193,9 @@ def test_progress_is_shown_on_a_terminal_and_an_interruption_leaves_nothing(
         ("-s de -t en {0}/no.txt", "there is no file {0}/no.txt"),
         ("-s de -t en {0}/latin.txt", "{0}/latin.txt:2: not UTF-8 (byte 0xdf at position 2); "
          "convert it: iconv -f LATIN1 -t UTF-8 FILE > NEW"),
-        ("-s de -t en {0}/latin.txt --out {0}/latin.txt", "--out {0}/latin.txt is the file to "
-         "translate: name another"),
+        ("-s de -t en {0}/latin.txt --out {0}/latin.txt", "--out {0}/latin.txt is one of the "
+         "files to read: name another"),
+        ("-s de -t en --out {1}", "--out {1} is one of the files to read: name another"),
         ("-s de -t en --out {0}/no/x.txt", "--out {0}/no/x.txt: there is no folder {0}/no; make it "
          "first"),
         ("-s de -t en --beam 0", "--beam 0 must be at least 1"),

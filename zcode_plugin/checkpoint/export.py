@@ -19,14 +19,21 @@ from zcode_plugin.checkpoint.export_options import (
     plain_options,
     weight_names,
 )
-from zcode_plugin.checkpoint.folders import CONFIG, WEIGHTS
+from zcode_plugin.checkpoint.folders import (
+    CONFIG,
+    GENERATION,
+    MODULES,
+    SENTENCEPIECE,
+    SYMBOLS,
+    TOKENIZER,
+    WEIGHTS,
+)
 from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import count_elements, identity, with_own_storage
-from zcode_plugin.checkpoint.tokenisation import SENTENCEPIECE, Vocabulary
+from zcode_plugin.checkpoint.tokenisation import Vocabulary
 from zcode_plugin.errors import UserError
 
-SYMBOLS = "symbols.txt"
 _EMBEDDINGS = "encoder.embed_tokens.weight"
 MODEL_CLASS, CONFIG_CLASS, TOKENIZER_CLASS = (
     "modeling_zcode_moe.ZcodeMoeForConditionalGeneration",
@@ -115,12 +122,11 @@ def write_huggingface(
     stored, written = _fit(_weights(gathered), options)
     _save(stored, folder)
     modules = Path(__file__).with_name("huggingface")
-    for name in (MODEL_CLASS, CONFIG_CLASS, TOKENIZER_CLASS):
-        source = name.partition(".")[0] + ".py"
-        shutil.copyfile(modules / source, folder / source)
+    for name in MODULES:
+        shutil.copyfile(modules / name, folder / name)
     _write_json(folder / CONFIG, _config(options, stored[_EMBEDDINGS].dtype))
-    _write_json(folder / "generation_config.json", _generation_config(options))
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(options, vocabulary))
+    _write_json(folder / GENERATION, _generation_config(options))
+    _write_json(folder / TOKENIZER, _tokenizer_config(options, vocabulary))
     _write_symbols(vocabulary.symbols, folder)
     if sentencepiece is not None:
         shutil.copyfile(sentencepiece, folder / SENTENCEPIECE)

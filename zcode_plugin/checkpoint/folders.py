@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from zcode_plugin.errors import UserError
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS, CONFIG, SYMBOLS = "model.safetensors", "config.json", "symbols.txt"
+GENERATION, TOKENIZER = "generation_config.json", "tokenizer_config.json"
+SENTENCEPIECE = "sentencepiece.model"
+# Of the folder that holds them here, too.
+MODULES = tuple(f"{name}_zcode_moe.py" for name in ("modeling", "configuration", "tokenization"))
+FILES = frozenset((WEIGHTS, CONFIG, SYMBOLS, GENERATION, TOKENIZER, SENTENCEPIECE, *MODULES))
 
 
 def check_folder(path: Path, *, force: bool) -> None:
@@ -30,8 +35,28 @@ def check_folder(path: Path, *, force: bool) -> None:
         return
     if not all((path / name).is_file() for name in (CONFIG, WEIGHTS)):
         raise UserError(f"--out {path} holds other files than an export: name another folder")
+    check_own(path, FILES, "an export")
     if not force:
         raise UserError(f"{path} exists: --force replaces it, --out names another")
+
+
+def check_own(path: Path, own: Collection[str], what: str) -> None:
+    """Refuse to replace a folder to which somebody has added something.
+
+    Args:
+        path: the folder.
+        own: names of all that is made with it.
+        what: it is, for the error.
+
+    Raises:
+        UserError: naming what else is in it.
+    """
+    added = sorted({entry.name for entry in path.iterdir()} - set(own))
+    if added:
+        raise UserError(
+            f"--out {path} holds {added[0]}, which is no part of {what}: move it away, or name "
+            "another folder"
+        )
 
 
 def check_not_here(path: Path) -> None:

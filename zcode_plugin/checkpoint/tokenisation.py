@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint.folders import SENTENCEPIECE
 from zcode_plugin.data.languages import (
     add_special_symbols,
     language_token,
@@ -20,7 +21,6 @@ from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.multitask_multilingual import MultitaskMultilingualTask
 
-SENTENCEPIECE = "sentencepiece.model"
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's own, in their order
 
 

@@ -130,7 +130,7 @@ def _check_arguments(args: argparse.Namespace) -> None:
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
     if args.out is not None:
-        check_file(args.out, makes_folder=True)
+        check_file(args.out, [args.path], makes_folder=True)
     kept = args.translations
     if kept is not None and kept.exists() and not kept.is_dir():
         raise UserError(f"--translations: {kept} is no folder")

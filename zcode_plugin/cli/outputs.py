@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -56,17 +56,24 @@ def check_output(output: Path, inputs: list[Path], *, force: bool) -> None:
     check_file(output)
 
 
-def check_file(path: Path, *, makes_folder: bool = False) -> None:
+def check_file(path: Path, inputs: Sequence[Path] = (), *, makes_folder: bool = False) -> None:
     """A file can be written as `--out`, so that no work is done in vain.
 
     Args:
+        path: of the file.
+        inputs: that are read; none of them is overwritten.
         makes_folder: its folder is made when the time comes.
 
     Raises:
-        UserError: it is a folder, or there is none to write into.
+        UserError: it is read, it is a folder, a device or a pipe, or there is no folder to write
+            into.
     """
     if path.is_dir():
         raise UserError(f"--out {path} is a folder: name a file")
+    if path.exists() and not path.is_file():  # a rename would take its place
+        raise UserError(f"--out {path} is no ordinary file: name one, or a file to be made")
+    if path.resolve() in {one.resolve() for one in inputs}:
+        raise UserError(f"--out {path} is one of the files to read: name another")
     folder = path.parent
     while makes_folder and not folder.exists():
         folder = folder.parent

@@ -105,11 +105,9 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--buffer-size {args.buffer_size} must be at least 1")
     if args.file is not None and not args.file.exists():
         raise UserError(f"there is no file {args.file}")
-    if args.out is None:
-        return
-    if args.file is not None and args.out.resolve() == args.file.resolve():
-        raise UserError(f"--out {args.out} is the file to translate: name another")
-    check_file(args.out)
+    if args.out is not None:
+        read = (args.checkpoint, args.file, args.sentencepiece_model)
+        check_file(args.out, [path for path in read if path is not None])
 
 
 def _shows_progress(args: argparse.Namespace) -> bool:

@@ -15,12 +15,8 @@ from omegaconf import OmegaConf
 
 import zcode_plugin
 from zcode_plugin.checkpoint import config, io, names
-from zcode_plugin.checkpoint.tokenisation import (
-    SENTENCEPIECE,
-    Vocabulary,
-    find_sentencepiece,
-    find_vocabulary,
-)
+from zcode_plugin.checkpoint.folders import SENTENCEPIECE
+from zcode_plugin.checkpoint.tokenisation import Vocabulary, find_sentencepiece, find_vocabulary
 from zcode_plugin.cli.console import suggestion
 from zcode_plugin.errors import UserError
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint.folders import check_not_here
+from zcode_plugin.checkpoint.folders import check_not_here, check_own
 from zcode_plugin.errors import UserError
 
 NAME = "prepare.json"
@@ -69,7 +69,8 @@ def is_up_to_date(folder: Path, wanted: Mapping[str, Any], force: bool) -> bool:
     """Whether `folder` already holds what is wanted.
 
     Raises:
-        UserError: something else is there; `--force` replaces only what `zcode prepare` made.
+        UserError: something else is there, or there, too; `--force` replaces only what `zcode
+            prepare` made.
     """
     check_not_here(folder)
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
@@ -78,6 +79,7 @@ def is_up_to_date(folder: Path, wanted: Mapping[str, Any], force: bool) -> bool:
     if manifest is None:
         raise UserError(f"--out {folder} exists and is not made by zcode prepare: name another")
     if force:
+        check_own(folder, {NAME, *manifest.get("files", [])}, "the data")
         return False
     changed = differences(manifest, wanted)
     missing = [name for name in manifest.get("files", []) if not (folder / name).is_file()]

@@ -168,10 +168,11 @@ def clean_tsv(
                     for lang in pair:
                         print(cells[lang], file=outputs[pair, lang])
     _refuse_empty(text.path, sum(sentences.values()) if sentences else 1)
+    there = [pair for pair, number in sentences.items() if number]
     return [
-        CleanText(text.split, "-".join(pair), pair, number, skipped)
-        for pair, number in sentences.items()
-        if number
+        # A line that is blank in all cells is one, however many pairs there are.
+        CleanText(text.split, "-".join(pair), pair, sentences[pair], 0 if place else skipped)
+        for place, pair in enumerate(there)
     ]
 
 
