@@ -56,9 +56,10 @@ def logits(model: MoETransformer) -> torch.Tensor:
         return model.eval()(TOKENS, lengths, TOKENS.roll(1, 1))[0]
 
 
-def test_a_model_with_itself_and_twice_the_experts_per_token_is_the_model() -> None:
+@pytest.mark.parametrize("normalize", ["false", "true", "auto"])
+def test_a_model_with_itself_and_twice_the_experts_per_token_is_the_model(normalize: str) -> None:
     """Each choice falls in two equal halves, whose weights add up to the one before."""
-    model, args = build(moe_normalize_gate_prob="false")
+    model, args = build(moe_normalize_gate_prob=normalize)
     one = gathered(model, args)
     state = join(one, one, top_k=2)
     assert config.get(config.section(state, "model"), "encoder_moe_expert_count") == "8"

@@ -106,6 +106,21 @@ def test_checkpoints_of_different_models(
     assert str(refusal.value) == message.format(sets[0][0], sets[1][0])
 
 
+def test_experts_that_pruning_numbered_otherwise(tmp_path: Path) -> None:
+    def keep(*numbers: int) -> Callable[[State], None]:
+        return lambda state: state.update(kept_experts={"encoder.layers.1": [*numbers]})
+
+    same = [write(tmp_path, shift, 1, keep(0, 2)) for shift in (0, 1)]
+    assert average_whole(same)["kept_experts"] == {"encoder.layers.1": [0, 2]}
+    other = write(tmp_path, 8, 1, keep(0, 3))
+    with pytest.raises(UserError) as refusal:
+        average_whole([same[0], other])
+    assert str(refusal.value) == (
+        f"{other[0]} and {same[0][0]} keep different experts of encoder.layers.1: average first, "
+        "then prune the mean"
+    )
+
+
 def test_a_set_whose_files_do_not_belong_together(tmp_path: Path) -> None:
     sets = [write(tmp_path, shift) for shift in SHIFTS]
     state = io.load(sets[1][1])

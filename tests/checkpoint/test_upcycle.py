@@ -87,10 +87,24 @@ def test_the_printed_flags_build_the_model(
     parser.add_argument("--arch")
     MoETransformer.add_args(parser)
     options = parser.parse_args(flags)
+    assert options.dropout == 0
     model = build(Namespace(_name=options.arch, **vars(options)))
     model.load_state_dict(dict(made["model"]))
     model.eval()
     torch.testing.assert_close(logits(model), logits(model_of(state)), rtol=0, atol=1e-6)
+
+
+def test_what_lies_where_the_dense_run_saved_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = dense_state("transformer", save_dir="checkpoints", restore_file="checkpoint_last.pt")
+    monkeypatch.chdir(tmp_path)
+    alone = upcycle(tmp_path, state)
+    other = upcycle(tmp_path, dense_state("transformer"), "--top-k", "2")
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(other, tmp_path / "checkpoints" / "checkpoint_last.pt")
+    beside = upcycle(tmp_path, state)
+    assert vars(beside["cfg"]["model"]) == vars(alone["cfg"]["model"])
 
 
 def as_struct(options: State) -> object:

@@ -68,7 +68,8 @@ def aggregate(
         models: checkpoints for one process.
         paths: of them, for errors.
         coefficients: of the mean of all that is neither expert nor gate; they sum to 1.
-        gate_scale: factor of all gates; None finds that of each layer, see `fitting_scale`.
+        gate_scale: factor of all gates; None finds that of each layer, see `fitting_scale`, or
+            takes 1 where the weights of a token's experts sum to 1 whatever else there is.
         top_k: experts of a token, where it shall be another number.
 
     Returns:
@@ -92,7 +93,11 @@ def aggregate(
             del part[key]  # a head that only some were trained with
     weights: dict[str, Any] = mean(shared, paths, 0, coefficients)
     state = dict(models[0].state)
-    k = top_k or int(config.get(config.section(state, "model"), "moe_top_k", 1))
+    options = config.section(state, "model")
+    normalizes = _normalizes(options)
+    k = top_k or _own_k(options)
+    if gate_scale is None and normalizes:
+        gate_scale = 1.0
     scales = {}
     for layer in models[0].experts:
         weights.update(_union(layer, models))
@@ -101,8 +106,22 @@ def aggregate(
         norms = _input_norm(layer, state, weights)
         scales[layer] = fitting_scale(gates, *norms, k, gate_scale)
         weights[names.gate_key(layer)] = torch.cat(gates) * scales[layer].factor
-    _finish(state, counts, weights, top_k)
+    _finish(state, counts, weights)
+    if top_k is not None:
+        # "auto" follows the number, and would change what the experts' outputs are weighted by.
+        config.put(options, "moe_normalize_gate_prob", str(normalizes).lower())
+        config.put(options, "moe_top_k", top_k)
     return state, scales
+
+
+def _own_k(options: Any) -> int:
+    return int(config.get(options, "moe_top_k", 1))
+
+
+def _normalizes(options: Any) -> bool:
+    """Whether the weights of a token's experts are made to sum to 1."""
+    normalize = str(config.get(options, "moe_normalize_gate_prob", "auto")).lower()
+    return _own_k(options) > 1 if normalize == "auto" else normalize == "true"
 
 
 def _shared(model: Gathered) -> dict[str, Any]:
@@ -196,9 +215,7 @@ def _certainty(logits_TE: Tensor, k: int, factor: float) -> float:
     return float(best_TK.sum(1).mean())
 
 
-def _finish(
-    state: dict[str, Any], counts: dict[str, int], weights: dict[str, Any], top_k: int | None
-) -> None:
+def _finish(state: dict[str, Any], counts: dict[str, int], weights: dict[str, Any]) -> None:
     state["model"] = weights
     extra = dict(state.get("extra_state") or {})
     for name in WEIGHTS_IN_EXTRA_STATE:
@@ -206,8 +223,6 @@ def _finish(
     state["extra_state"] = extra
     state.pop("kept_experts", None)
     config.set_expert_counts(state, counts)
-    if top_k is not None:
-        config.put(config.section(state, "model"), "moe_top_k", top_k)
 
 
 def _check_has_gates(model: Gathered, path: Path) -> None:

@@ -87,6 +87,7 @@ def _average(states: list[dict[str, Any]], paths: Sequence[Path]) -> dict[str, A
     for path, state in zip(paths, states, strict=True):
         config.check_not_quantised(state, path, "to average")
     latest = max(range(len(states)), key=lambda index: config.num_updates(states[index]))
+    _check_same_experts(states, paths)
     parts = [weights(state) for state in states]
     for path, part in zip(paths, parts, strict=True):
         if len(part) != len(parts[latest]):
@@ -95,6 +96,20 @@ def _average(states: list[dict[str, Any]], paths: Sequence[Path]) -> dict[str, A
         others = [part[index] for part in parts]
         tensors.update(mean(others, paths, latest))
     return states[latest]
+
+
+def _check_same_experts(states: Sequence[dict[str, Any]], paths: Sequence[Path]) -> None:
+    """Pruned models number what is left of their experts anew: equal numbers may be of others."""
+    pruned = [(path, kept) for path, state in zip(paths, states, strict=True)
+              if (kept := state.get("kept_experts"))]  # fmt: skip
+    for path, kept in pruned[1:]:
+        first_path, first = pruned[0]
+        for layer in sorted(first.keys() & kept.keys()):
+            if first[layer] != kept[layer]:
+                raise UserError(
+                    f"{path} and {first_path} keep different experts of {layer}: average first, "
+                    "then prune the mean"
+                )
 
 
 def mean(

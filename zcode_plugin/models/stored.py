@@ -44,6 +44,7 @@ def with_experts(options: Namespace, moe: Mapping[str, Any]) -> Namespace:
             f"and {OURS}, under the name of one of their architectures"
         )
     made = copy(options)
+    made.shape_is_set = True  # whatever lies where the dense run saved, or began, by now
     ARCH_CONFIG_REGISTRY[name](made)
     _check_shape(made, model)
     for item in fields(MoEConfig):
@@ -86,12 +87,12 @@ def training_flags(options: Namespace) -> list[str]:
     line = ["--arch", options.arch]
     for action in parser._actions:
         value = getattr(options, action.dest, None)
-        if action.dest == "help" or value in (None, False, ""):
+        if action.dest == "help" or value is None or value is False or value == "":
             continue
         filled = copy(given)
         ARCH_CONFIG_REGISTRY[options.arch](filled)
         known = getattr(filled, action.dest, _default(action.dest))
-        if str(value) == str(known):
+        if value == known or str(value) == str(known):
             continue
         setattr(given, action.dest, value)
         line.append(action.option_strings[0])
