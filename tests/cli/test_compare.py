@@ -216,11 +216,12 @@ def test_what_does_not_fit_into_memory_is_left_out(
          "evaluate again"),
         ("base.json intl.json", "intl.json was scored with the tokenizer intl in de-en, base.json "
          "with 13a: give both the same --sacrebleu-tokenizer"),
+        ("base.json odd.json", "odd.json: sacreBLEU has no '14a'; did you mean 13a?"),
         ("base.json none.json", "base.json and none.json have no direction in common"),
         ("base.json same.json --names a", "--names a: give 2 different names"),
         ("base.json same.json --samples 0", "--samples 0 must be at least 1"),
-        ("base.json same.json --out base.json", "--out base.json is one of the results: name "
-         "another file"),
+        ("base.json same.json --out base.json", "--out base.json is one of the files to read: "
+         "name another"),
         ("base.json same.json --out no/x.json", "--out no/x.json: there is no folder no; make it "
          "first"),
     ],
@@ -242,6 +243,7 @@ def test_mistakes_are_told_in_one_line(
     Path("list.json").write_text('{"directions": ["de-en"]}')
     Path("older.json").write_text(base.replace("hypotheses", "nothing"))
     Path("intl.json").write_text(base.replace("tok:13a", "tok:intl"))
+    Path("odd.json").write_text(base.replace("tok:13a", "tok:14a"))
     Path("none.json").write_text('{"directions": {}}')
     before = sorted(tmp_path.iterdir())
     assert zcode(capsys, *arguments.split()) == (2, "", f"zcode compare: error: {message}\n")

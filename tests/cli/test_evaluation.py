@@ -198,6 +198,15 @@ def test_tokenizers_of_languages(lang: str, chosen: dict[str, str], tokenizer: s
     assert scores.tokenizer_for(lang, chosen) == tokenizer
 
 
+@pytest.mark.parametrize(
+    ("field", "name"),
+    [("13a", "13a"), ("ja-mecab-0.996-IPA", "ja-mecab"), ("flores200", "flores200"), ("x", "x")],
+)
+def test_the_tokenizer_of_a_signature(field: str, name: str) -> None:
+    """MeCab's has its version and dictionary behind the name."""
+    assert scores.tokenizer_of(f"nrefs:1|eff:no|tok:{field}|version:2.6.0") == name
+
+
 def test_tokenizers_are_parsed() -> None:
     assert scores.parse_tokenizers(None) == {}
     assert scores.parse_tokenizers("intl,zh=char") == {"": "intl", "zh": "char"}

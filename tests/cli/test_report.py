@@ -174,7 +174,7 @@ def test_model_card_of_what_is_known(tmp_path: Path) -> None:
     assert main([*arguments, str(folder / "card.md")]) == 0
     card = (folder / "card.md").read_text()
     for line in (
-        "library_name: fairseq", "  - de\n  - en", "# run", "- architecture: moe_transformer",
+        "library_name: fairseq", '  - "de"\n  - "en"', "# run", "- architecture: moe_transformer",
         "- parameters: 220", "- active per token: 100",
         "- experts: 4 in encoder.layers.1, 4 in decoder.layers.0", "- updates: 40",
         "- time of training: 1.2 min", "- It has not been scored.",

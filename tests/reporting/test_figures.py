@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from zcode_plugin.reporting import charts
 from zcode_plugin.reporting.heatmaps import heatmaps, language, objective, shares
 from zcode_plugin.reporting.plots import Chart, Series, describe, line_chart
 from zcode_plugin.reporting.runs import Run, read_runs
-from zcode_plugin.reporting.tables import overview, score_table
+from zcode_plugin.reporting.tables import NONE, overview, score_table
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,27 @@ def test_a_run_that_diverged_has_panels(
     panels = charts.corpus_panels(read_runs([tmp_path]))["mt"]
     assert [panel.y_range for panel in panels] == [limits, limits]
     assert line_chart(panels[0]).png.startswith(b"\x89PNG")
+
+
+def test_means_are_over_directions_that_all_runs_have(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "one"), write_run(tmp_path / "two", plus=2)]
+    path = folders[1] / "scores.json"
+    record = json.loads(path.read_text())
+    del record["directions"]["en-de"]
+    path.write_text(json.dumps(record))
+    runs = read_runs(folders)
+    table = score_table(runs)
+    assert table is not None
+    assert [row[:4] for row in table.rows] == [
+        ["de-en", "160", "20.00", "22.00"],
+        ["en-de", "160", "10.00", NONE],
+        ["mean X->en", "1 dir.", "20.00", "22.00"],
+        ["mean all", "1 dir.", "20.00", "22.00"],
+    ]
+    note = "Not in the means, as not all runs have it: en-de"
+    glance = overview(runs)
+    assert (table.notes[0], glance.notes) == (note, [note])
+    assert ["mean BLEU, test", "20.00", "22.00"] in glance.rows
 
 
 def test_scores_of_two_runs_side_by_side(runs: list[Run]) -> None:

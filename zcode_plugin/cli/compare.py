@@ -87,9 +87,7 @@ def _check_arguments(args: argparse.Namespace, samples: int) -> None:
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
     if args.out is not None:
-        check_file(args.out)
-    if args.out is not None and args.out.resolve() in {path.resolve() for path in args.results}:
-        raise UserError(f"--out {args.out} is one of the results: name another file")
+        check_file(args.out, args.results)
 
 
 def _names(text: str | None, paths: Sequence[Path]) -> list[str]:

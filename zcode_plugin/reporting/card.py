@@ -88,7 +88,8 @@ def model_card(run: Run, checkpoint: Path) -> str:
 def _metadata(contents: Any) -> str:
     lines = ["---", "library_name: fairseq", "pipeline_tag: translation"]
     if contents.languages:
-        lines += ["language:", *(f"  - {lang}" for lang in contents.languages)]
+        # Quoted: Norwegian's code is YAML for false.
+        lines += ["language:", *(f'  - "{lang}"' for lang in contents.languages)]
     tags = ["translation", "fairseq", *(["mixture-of-experts"] if contents.experts else [])]
     return "\n".join([*lines, "tags:", *(f"  - {tag}" for tag in tags), "---"])
 

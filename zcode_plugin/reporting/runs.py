@@ -20,14 +20,12 @@ class Evaluation:
     """What `zcode evaluate` wrote.
 
     Attributes:
-        record: all of it; the rest are parts of it.
-        directions: by name, their scores, with signatures.
-        means: by group of directions.
+        record: all of it.
+        directions: a part of it: by name, their scores, with signatures.
     """
 
     record: Mapping[str, Any]
     directions: Mapping[str, Mapping[str, Any]]
-    means: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -149,7 +147,7 @@ def _evaluation(record: Mapping[str, Any]) -> Evaluation | None:
     if not isinstance(directions, dict) or not isinstance(means, dict) or not directions:
         return None
     entries = [*directions.values(), *means.values()]
-    return Evaluation(record, directions, means) if all(map(_has_scores, entries)) else None
+    return Evaluation(record, directions) if all(map(_has_scores, entries)) else None
 
 
 def _has_scores(entry: object) -> bool:

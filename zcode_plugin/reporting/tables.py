@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from zcode_plugin.checkpoint.statistics import LayerLoad
 from zcode_plugin.cli.evaluation.generation import Direction
-from zcode_plugin.cli.evaluation.scores import GROUPS
+from zcode_plugin.cli.evaluation.scores import by_group, in_order
 from zcode_plugin.reporting.charts import OBJECTIVES, typical
 from zcode_plugin.reporting.logs import TrainingLog
 from zcode_plugin.reporting.runs import Evaluation, Run
@@ -36,21 +37,21 @@ class Table:
 
 def overview(runs: Sequence[Run]) -> Table:
     """The runs at a glance, one in each column; what none of them has is left out."""
-    facts = [_facts(run) for run in runs]
+    evaluations = [run.evaluation for run in runs if run.evaluation is not None]
+    shared, left_out = _shared(evaluations)
+    facts = [_facts(run, shared) for run in runs]
     names = dict.fromkeys(name for fact in facts for name in fact)
     rows = [[name, *(fact.get(name, NONE) for fact in facts)] for name in names]
-    return Table(["", *(run.name for run in runs)], rows)
+    return Table(["", *(run.name for run in runs)], rows, notes=_left_out(left_out))
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: Run, directions: Sequence[Direction]) -> dict[str, str]:
     facts = {} if run.log is None else _training_facts(run.log)
     if run.evaluation is not None:
-        mean = run.evaluation.means.get("all", {})
         for metric, name in METRICS.items():
-            if metric in mean:
-                facts[f"mean {name}, {run.evaluation.record.get('subset', '')}"] = (
-                    f"{mean[metric]:.2f}"
-                )
+            mean = _mean(run.evaluation, directions, metric)
+            if mean is not None:
+                facts[f"mean {name}, {run.evaluation.record.get('subset', '')}"] = f"{mean:.2f}"
     if run.statistics is not None:
         layers = run.statistics.layers()
         facts["experts"] = ", ".join(dict.fromkeys(str(load.experts) for load in layers))
@@ -100,7 +101,7 @@ def duration(seconds: float) -> str:
 
 
 def score_table(runs: Sequence[Run]) -> Table | None:
-    """Scores by direction with the means below; None without any."""
+    """Scores by direction, with means over those that all runs have below; None without any."""
     scored = [(run.name, run.evaluation) for run in runs if run.evaluation is not None]
     if not scored:
         return None
@@ -114,25 +115,44 @@ def score_table(runs: Sequence[Run]) -> Table | None:
     header = [
         METRICS[metric] if single else f"{METRICS[metric]}, {name}" for metric, name, _ in columns
     ]
-    directions = sorted({d for _, e in scored for d in e.directions}, key=_place)
+    shared, left_out = _shared([evaluation for _, evaluation in scored])
+    directions = in_order([*shared, *left_out])
     rows = []
-    for name in directions:
+    for name in map(str, directions):
         entries = [e.directions.get(name, {}) for _, e in scored]
         sentences = next((str(e["sentences"]) for e in entries if "sentences" in e), NONE)
         cells = [_cell(e.directions.get(name, {}).get(metric)) for metric, _, e in columns]
         rows.append([name, sentences, *cells])
-    for group in [group for group in (*GROUPS, "all") if any(group in e.means for _, e in scored)]:
-        count = next(e.means[group].get("directions") for _, e in scored if group in e.means)
-        cells = [_cell(e.means.get(group, {}).get(metric)) for metric, _, e in columns]
-        rows.append([f"mean {group}", f"{count} dir.", *cells])
+    for group, members in by_group(shared).items() if shared else ():
+        cells = [_cell(_mean(e, members, metric)) for metric, _, e in columns]
+        rows.append([f"mean {group}", f"{len(members)} dir.", *cells])
     strong = frozenset(range(len(directions), len(rows)))
     notes = [note for name, e in scored for note in _notes(e, "" if single else f"{name}: ")]
-    return Table(["direction", "sentences", *header], rows, strong, list(dict.fromkeys(notes)))
+    notes = [*_left_out(left_out), *dict.fromkeys(notes)]
+    return Table(["direction", "sentences", *header], rows, strong, notes)
 
 
-def _place(name: str) -> tuple[int, str]:
-    src, _, tgt = name.partition("-")
-    return GROUPS.index(Direction(src, tgt).group), name
+def _shared(evaluations: Sequence[Evaluation]) -> tuple[list[Direction], list[Direction]]:
+    """Directions that all have, over which means can be compared; and the others."""
+    every = dict.fromkeys(name for one in evaluations for name in one.directions)
+    parts: tuple[list[Direction], list[Direction]] = ([], [])
+    for name in every:
+        src, _, tgt = name.partition("-")
+        lacks = any(name not in one.directions for one in evaluations)
+        parts[lacks].append(Direction(src, tgt))
+    return parts
+
+
+def _left_out(directions: Sequence[Direction]) -> list[str]:
+    names = ", ".join(map(str, in_order(directions)))
+    return [f"Not in the means, as not all runs have it: {names}"] if names else []
+
+
+def _mean(evaluation: Evaluation, directions: Sequence[Direction], metric: str) -> float | None:
+    """Unweighted; None where one of them has no such score."""
+    found = [evaluation.directions[str(direction)].get(metric) for direction in directions]
+    values = [value for value in found if value is not None]
+    return fmean(values) if values and len(values) == len(found) else None
 
 
 def _cell(value: float | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,14 @@ from typing import Any
 
 from zcode_plugin.cli.console import format_table
 from zcode_plugin.cli.evaluation.generation import Direction, Translations
-from zcode_plugin.cli.evaluation.scores import DECIMALS, METRICS, by_group, in_order
+from zcode_plugin.cli.evaluation.scores import (
+    DECIMALS,
+    METRICS,
+    by_group,
+    check_tokenizer,
+    in_order,
+    tokenizer_of,
+)
 from zcode_plugin.errors import UserError
 
 TESTS = {"bs": "paired bootstrap resampling", "ar": "paired approximate randomisation"}
@@ -77,13 +83,14 @@ def read_system(path: Path, name: str) -> System:
         record = json.loads(path.read_text(encoding="utf-8"))
         entries = {Direction(*key.split("-")): entry for key, entry in record["directions"].items()}
         tokenizers = {
-            direction: str(re.findall(r"\btok:([^|]+)", entry["bleu_signature"])[0])
-            for direction, entry in entries.items()
+            direction: tokenizer_of(entry["bleu_signature"]) for direction, entry in entries.items()
         }
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no results file of zcode evaluate --out") from error
+    for tokenizer in set(tokenizers.values()):
+        check_tokenizer(tokenizer, str(path))
     if any("hypotheses" not in entry for entry in entries.values()):
         raise UserError(
             f"{path} is of an older zcode evaluate, without translations: evaluate again"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -57,21 +58,48 @@ def parse_tokenizers(text: str | None) -> dict[str, str]:
     Raises:
         UserError: sacreBLEU has no such tokenizer, or it needs a package that is missing.
     """
-    from sacrebleu.metrics.bleu import BLEU
-
     chosen = {}
     for part in text.split(",") if text else ():
         lang, _, name = part.rpartition("=")
-        if name not in BLEU.TOKENIZERS:
-            near = suggestion(name, BLEU.TOKENIZERS) or f"; it has {', '.join(BLEU.TOKENIZERS)}"
-            raise UserError(f"--sacrebleu-tokenizer {part}: sacreBLEU has no {name!r}{near}")
-        try:
-            BLEU(tokenize=name)
-        except (ImportError, RuntimeError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"--sacrebleu-tokenizer {part}: {reason}") from error
+        check_tokenizer(name, f"--sacrebleu-tokenizer {part}")
         chosen[lang] = name
     return chosen
+
+
+def check_tokenizer(name: str, whence: str) -> None:
+    """Refuse one that cannot be had.
+
+    Args:
+        name: sacreBLEU's.
+        whence: it comes, for the error.
+
+    Raises:
+        UserError: sacreBLEU has no such tokenizer, or it needs a package that is missing.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    if name not in BLEU.TOKENIZERS:
+        near = suggestion(name, BLEU.TOKENIZERS) or f"; it has {', '.join(BLEU.TOKENIZERS)}"
+        raise UserError(f"{whence}: sacreBLEU has no {name!r}{near}")
+    try:
+        BLEU(tokenize=name)
+    except (ImportError, RuntimeError, OSError) as error:
+        raise UserError(f"{whence}: {' '.join(str(error).split())}") from error
+
+
+def tokenizer_of(signature: str) -> str:
+    """The name of the tokenizer in BLEU's signature, which may have a version and more after it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from sacrebleu.metrics.bleu import BLEU
+
+    found = re.search(r"\btok:([^|]+)", signature)
+    if found is None:
+        raise ValueError(f"{signature} is no signature of BLEU")
+    names = [name for name in BLEU.TOKENIZERS if f"{found[1]}-".startswith(f"{name}-")]
+    return max(names, key=len, default=found[1])
 
 
 def score(texts: Translations, tokenizer: str, copy_baseline: bool) -> Score:
