@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +58,43 @@ def test_the_default_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*LINE, "--ranks", "3", "--memory", "1", "--json", "--", "--moe-freq", "0"]) == 0
     forms = [row["form"] for row in json.loads(capsys.readouterr().out)["forms"]]
     assert forms == ["D", "D+Z1", "Z3", "Z-Off"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "names", "reason"),
+    [
+        (["--precision", "memory-efficient-fp16"], ["E+Z3", "E+Z-Off"],
+         "--memory-efficient-fp16 cannot go with --ddp-backend fully_sharded: "),
+        (["--", "--moe-balance", "bias"], ["E+Z3", "E+Z-Off"],
+         "--fp16 and --moe-balance bias cannot go with --ddp-backend fully_sharded: "),
+        (["--precision", "fp32", "--", "--moe-balance", "bias"], [], ""),
+    ],
+)  # fmt: skip
+def test_forms_that_training_refuses_are_left_out(
+    capsys: pytest.CaptureFixture[str], flags: list[str], names: list[str], reason: str
+) -> None:
+    line = [*LINE, "--ranks", "4", "--tensor", "1", "--memory", "1"]
+    assert main([*line, *flags]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    told = [line for line in printed if line.startswith("left out: ")]
+    assert [line.split(": ")[1] for line in told] == names
+    assert all(line.partition(": ")[2].partition(": ")[2].startswith(reason) for line in told)
+    main([*line, "--json", *flags])
+    plan = json.loads(capsys.readouterr().out)
+    assert {row["form"] for row in plan["forms"]}.isdisjoint(names)
+    assert list(plan["left_out"]) == names
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_tables_of_the_docs(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    """What docs/parallel.md shows is what the verb prints."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "parallel.md").read_text()
+    blocks = re.findall(r"^```\n(zcode plan .*?)```\n\n```text\n(.*?)^```", text, re.M | re.S)
+    command, shown = blocks[number]
+    main(shlex.split(command.replace("\\\n", " "))[1:])
+    printed = capsys.readouterr().out.splitlines()
+    lines = [line for line in shown.splitlines() if line and not line.startswith("(")]
+    assert printed[: len(lines)] == lines
 
 
 def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
         "model with so many."
     )
     print(format_table(_traffic_rows(plan)))
+    for name, reason in plan["left_out"].items():
+        print(f"left out: {name}: {reason}")
     fitting = [row for row in plan["forms"] if row["fits"]]
     if not fitting:
         print("no form fits: more ranks, fewer tokens, or --checkpoint-activations")
@@ -130,8 +132,11 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     shape = measure_shape(options, args.vocabulary)
     activations = measure_activations(options, args.length)
     element = forms.ELEMENTS[args.precision]
-    rows = []
+    rows, left_out = [], {}
     for form in _forms(args, options, shape.expert_layers):
+        if reason := _refusal(form, args.precision, options):
+            left_out[form.name] = reason
+            continue
         memory = forms.training_memory(
             shape, form, element, activations, args.vocabulary, args.max_tokens,
             args.checkpoint_activations,
@@ -150,7 +155,25 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
                 "flags": _flags(args, form),
             }
         )
-    return {"parameters": shape.total, "active": shape.active, "forms": rows}
+    return {
+        "parameters": shape.total, "active": shape.active, "forms": rows, "left_out": left_out,
+    }  # fmt: skip
+
+
+def _refusal(form: Form, precision: str, options: argparse.Namespace) -> str | None:
+    """What training would say to a form with this precision and model."""
+    from zcode_plugin.models.moe_checks import check_fully_sharded
+    from zcode_plugin.models.moe_config import MoEConfig
+
+    if form.zero != 3:
+        return None
+    chosen = {"fp16": precision != "fp32", precision.replace("-", "_"): True}
+    run = argparse.Namespace(**{**vars(options), **chosen})
+    try:
+        check_fully_sharded(run, MoEConfig.from_namespace(options))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _model_options(args: argparse.Namespace) -> argparse.Namespace:

@@ -30,6 +30,11 @@ class ElementBytes:
     gradient: int = 4
     optimizer: int = 8
 
+    @property
+    def sharded(self) -> ElementBytes:
+        """With zero 3: fairscale keeps shards in float32 alone, and halves what it gathers."""
+        return replace(self, parameter=4, gradient=4)
+
 
 ELEMENTS: dict[str, ElementBytes] = {
     "fp32": ElementBytes(),
@@ -123,6 +128,7 @@ class Memory:
 
 def state_memory(shape: ModelShape, form: Form, element: ElementBytes) -> Memory:
     """What a rank holds between updates."""
+    element = element.sharded if form.zero == 3 else element
     dense = shape.dense - shape.sliced + shape.sliced / form.tensor
     experts = shape.experts / (form.parallel * form.tensor)
     whole, sharded = dense + experts, dense / form.data + experts / form.replicas
