@@ -127,6 +127,40 @@ def test_a_missing_or_foreign_file(files: dict[int, Path], tmp_path: Path, what:
     assert start(tmp_path / "run", 2, expert_parallel_size=2) == expected
 
 
+def test_other_trained_parameters_need_another_optimizer(tmp_path: Path) -> None:
+    """The optimizer's state is by number: as many of equal shapes would go to the wrong weights."""
+    state = rank_state(0, 1)
+    state["task_state"]["parameters"] = ["layer.q_proj.weight", "layer.fc1.weight"]
+    torch.save(state, tmp_path / "checkpoint_last.pt")
+    options = Namespace(save_dir=str(tmp_path), restore_file="checkpoint_last.pt")
+    check_start(options, SYMBOLS, ["layer.fc1.weight", "layer.q_proj.weight"])
+    for trained, which in (
+        (["layer.v_proj.weight", "layer.fc1.weight"], "trained layer.q_proj.weight"),
+        ([*state["task_state"]["parameters"], "heads.mlm.bias"], "did not train heads.mlm.bias"),
+    ):
+        with pytest.raises(UserError) as refusal:
+            check_start(options, SYMBOLS, trained)
+        assert str(refusal.value) == (
+            f"{tmp_path}/checkpoint_last.pt is of a run that {which}, unlike this one, as after "
+            "another --freeze-except or --multitask: add --reset-optimizer to begin with a new one"
+        )
+        check_start(Namespace(**vars(options), reset_optimizer=True), SYMBOLS, trained)
+
+
+@pytest.mark.parametrize("way", ["restore_file", "finetune_from_model"])
+def test_averages_need_averages_to_go_on_from(tmp_path: Path, way: str) -> None:
+    path = tmp_path / "one.pt"
+    state = rank_state(0, 1)
+    torch.save(state, path)
+    given = {"restore_file": "checkpoint_last.pt", way: str(path), "store_ema": True}
+    assert start(tmp_path / "new", 1, **given) == ""
+    del state["extra_state"]["ema"]
+    torch.save(state, path)
+    assert start(tmp_path / "new", 1, **given) == (
+        f"--store-ema: {path} holds no averages for stock to go on from: leave the flag out"
+    )
+
+
 def test_another_whole_set_is_named(files: dict[int, Path], tmp_path: Path) -> None:
     for path in files.values():
         target = path.with_name(path.name.replace("_last", "_1_20"))

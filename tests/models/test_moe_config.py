@@ -8,7 +8,7 @@ import pytest
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
-from zcode_plugin.models.moe_checks import check, check_parallel, left_out
+from zcode_plugin.models.moe_checks import check, check_parallel, check_precision, left_out
 from zcode_plugin.models.moe_config import MoEConfig
 
 LAYOUTS: dict[str, tuple[dict[str, object], ExpertLayout]] = {
@@ -132,6 +132,12 @@ def test_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
         check(moe, expert_layout(moe, 4, 2))
     assert str(error.value) == message
+
+
+def test_mixed_precision_is_refused() -> None:
+    check_precision(Namespace(amp=False, fp16=True))
+    with pytest.raises(UserError, match="--amp cannot train experts"):
+        check_precision(Namespace(amp=True))
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,11 @@ def test_experts_for_more_ranks_than_there_are() -> None:
          "or add --find-unused-parameters"),
         (["mlm"], {"find_unused_parameters": True}, ""),
         (["mt", "mlm"], {"find_unused_parameters": True}, "mlm, which has no decoder, beside mt"),
+        (["mt"], {"moe_gating_dropout": True}, "some passes: give --ddp-backend legacy_ddp, or add "
+         "--find-unused-parameters"),
+        (["mt"], {"moe_gating_dropout": True, "find_unused_parameters": True}, ""),
+        (["mt", "dae"], {"moe_gating_dropout": True, "find_unused_parameters": True},
+         "some passes: give --ddp-backend legacy_ddp"),
     ],
 )  # fmt: skip
 def test_what_torchs_ddp_cannot_do(
@@ -106,7 +111,6 @@ def _experts() -> nn.Module:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"amp": True}, "--amp cannot train experts"),
         ({"quant_noise_pq": 0.1}, "--quant-noise-pq 0.1 knows nothing of experts"),
     ],
 )
@@ -114,6 +118,16 @@ def test_what_does_not_go_with_experts(options: dict[str, Any], message: str) ->
     check_model(Namespace(**options), nn.Linear(2, 2))
     with pytest.raises(UserError, match=message):
         check_model(Namespace(**options), _experts())
+
+
+def test_gates_alone_need_their_passes() -> None:
+    model, options = _experts(), Namespace(moe_gating_dropout=0.2)
+    check_model(options, model)
+    gate = nn.ModuleDict({"moe_layer": model})
+    model.experts.requires_grad_(False)
+    check_model(Namespace(moe_gating_dropout=0.0), gate)
+    with pytest.raises(UserError, match="and gates alone are trained: set it to 0"):
+        check_model(options, gate)
 
 
 def _experts_alone(rank: int, backend: str) -> str:

@@ -28,7 +28,7 @@ from zcode_plugin.parallel.topology import world_size
 _LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
 
 
-def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
+def check_start(options: Any, symbols: Sequence[str], trained: Sequence[str] = ()) -> Path | None:
     """Refuse a checkpoint that this run must not start from; every rank must call it.
 
     A save that was interrupted while its files got their names is completed. The first rank looks
@@ -37,6 +37,7 @@ def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
     Args:
         options: of the run; fairseq hands a model without a dataclass all of them.
         symbols: its vocabulary.
+        trained: names of its parameters; empty where they are not those of checkpoints.
 
     Returns:
         The file of `--finetune-from-model` where it is what the run starts from.
@@ -51,7 +52,7 @@ def check_start(options: Any, symbols: Sequence[str]) -> Path | None:
     problem, pretrained = None, None
     if not several or dist.get_rank() == 0:
         try:
-            pretrained = _check(options, world, symbols)
+            pretrained = _check(options, world, symbols, trained)
         except UserError as error:
             problem = str(error)
     if several:
@@ -76,14 +77,14 @@ def start_name(options: Any) -> Path:
     return Path(config.get(options, "save_dir"), _LAST) if restore == _LAST else Path(restore)
 
 
-def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
+def _check(options: Any, world: int, symbols: Sequence[str], trained: Sequence[str]) -> str | None:
     restore, whole = config.get(options, "restore_file", _LAST), start_name(options)
     layout = Layout.of_run(options, world)
     if config.get(options, "use_sharded_state"):
         _check_name(whole, restore)
         found = _check_shards(options, whole, layout)
         if found is not None:
-            _check_contents(options, *found, symbols)
+            _check_contents(options, *found, symbols, trained)
         return None
     paths = layout.paths(whole)
     if len(paths) > 1:
@@ -100,20 +101,47 @@ def _check(options: Any, world: int, symbols: Sequence[str]) -> str | None:
         first, state = _check_ranks_files(options, whole, files, layout)
     else:
         first, state = whole, io.load_options(whole)
-    _check_contents(options, first, state, symbols)
+    _check_contents(options, first, state, symbols, trained)
     return None
 
 
 def _check_contents(
-    options: Any, first: Path, state: Mapping[str, Any], symbols: Sequence[str]
+    options: Any,
+    first: Path,
+    state: Mapping[str, Any],
+    symbols: Sequence[str],
+    trained: Sequence[str],
 ) -> None:
     config.check_not_quantised(state, first, "to train on")
-    if not (state.get("last_optimizer_state") or config.get(options, "reset_optimizer")):
-        raise UserError(
-            f"{first} holds no optimizer's state, as after zcode merge or "
-            "--no-save-optimizer-state: add --reset-optimizer to begin with a new one"
-        )
+    if not config.get(options, "reset_optimizer"):
+        if not state.get("last_optimizer_state"):
+            raise UserError(
+                f"{first} holds no optimizer's state, as after zcode merge or "
+                "--no-save-optimizer-state: add --reset-optimizer to begin with a new one"
+            )
+        _check_trained(first, state, trained)
+    _check_averages(options, first, state)
     vocabulary.check_same(state, symbols, str(first), "start from it with --finetune-from-model")
+
+
+def _check_trained(first: Path, state: Mapping[str, Any], trained: Sequence[str]) -> None:
+    """The optimizer's state is of these parameters: it knows them by their numbers alone."""
+    saved = (state.get("task_state") or {}).get("parameters") or ()
+    if not saved or not trained:
+        return
+    for name in sorted({*saved} ^ {*trained}):
+        which = "trained" if name in saved else "did not train"
+        raise UserError(
+            f"{first} is of a run that {which} {name}, unlike this one, as after another "
+            "--freeze-except or --multitask: add --reset-optimizer to begin with a new one"
+        )
+
+
+def _check_averages(options: Any, path: Path, state: Mapping[str, Any]) -> None:
+    if config.get(options, "store_ema") and "ema" not in (state.get("extra_state") or {}):
+        raise UserError(
+            f"--store-ema: {path} holds no averages for stock to go on from: leave the flag out"
+        )
 
 
 def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict[str, Any]] | None:
@@ -173,9 +201,9 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
             in_ranks = names.find_rank_files(Path(pretrained))
             remedy = "join its rank files with zcode merge" if in_ranks else "name another"
             raise UserError(f"--finetune-from-model {pretrained}: there is no such file; {remedy}")
-        config.check_not_quantised(
-            io.load_options(Path(pretrained)), Path(pretrained), "to train on"
-        )
+        state = io.load_options(Path(pretrained))
+        config.check_not_quantised(state, Path(pretrained), "to train on")
+        _check_averages(options, Path(pretrained), state)
         return str(pretrained)
     _check_no_other_layout(whole, layout)
     if whole.name != _LAST:

@@ -68,10 +68,13 @@ def run_objective(
         losses = projection.loss(output[0], target, label_smoothing, padding)
         return ObjectivePass(*losses, list(output[1].get("moe_stats", {}).values()), {})
     output = model(**batch["net_input"])
-    lprobs = model.get_normalized_probs(output, log_probs=True)
+    is_masked = objective in MASKED
+    if is_masked:  # scores of a head, whatever softmax the decoder has
+        lprobs = output[0].log_softmax(-1, dtype=torch.float32)
+    else:
+        lprobs = model.get_normalized_probs(output, log_probs=True)
     lprobs = lprobs.view(-1, lprobs.size(-1))
     target = model.get_targets(batch, output).view(-1)
-    is_masked = objective in MASKED
     loss, nll_loss = label_smoothed_nll_loss(
         lprobs, target, 0.0 if is_masked else label_smoothing, ignore_index=padding
     )

@@ -37,6 +37,22 @@ def check(moe: MoEConfig, layout: ExpertLayout) -> None:
                 )
 
 
+def check_precision(args: Namespace) -> None:
+    """Refuse mixed precision that knows nothing of experts.
+
+    Args:
+        args: all options of the run.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if _given(args, "amp"):
+        raise UserError(
+            "--amp cannot train experts, whose ranks would skip different updates: give --bf16 or "
+            "--fp16"
+        )
+
+
 def check_parallel(args: Namespace) -> None:
     """Refuse stock's options that cannot work while ranks hold experts of their own.
 

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from copy import copy
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from fairseq.data import Dictionary
 from fairseq.distributed import fsdp_wrap
@@ -30,7 +31,7 @@ from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, add_head_arguments, build_heads, fit_heads
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
-from zcode_plugin.models.moe_checks import check, check_task, left_out
+from zcode_plugin.models.moe_checks import check, check_precision, check_task, left_out
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
 from zcode_plugin.models.places import find_places
 from zcode_plugin.models.sliced import slice_layer, slice_vocabulary
@@ -56,8 +57,17 @@ def _finish(layer: nn.Module, cfg: TransformerConfig) -> nn.Module:
         fully_sharded.wrap_experts(layer.moe_layer, cfg.topology)
     if cfg.checkpoint_activations:
         layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+        layer.register_forward_pre_hook(_with_gradient)
     least = 0 if cfg.checkpoint_activations else cfg.min_params_to_wrap
     return fsdp_wrap(layer, min_num_params=least)
+
+
+def _with_gradient(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """A layer whose activations are computed anew has gradients only where its input has one."""
+    x, *others = inputs
+    if not torch.is_grad_enabled() or x.requires_grad:
+        return None
+    return (x.detach().requires_grad_(), *others)
 
 
 def _join(layer: nn.Module, name: str) -> nn.Module:
@@ -187,6 +197,8 @@ class MoETransformer(TransformerModel):
         moe = MoEConfig.from_namespace(args)
         layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
         check(moe, layout)
+        if any(layout.values()):
+            check_precision(args)
         slicing, topology = find_places(args, moe, layout)
         fully_sharded.prepare(topology, slicing)
         args = copy(args)

@@ -25,6 +25,8 @@ def check_sliced(args: Any) -> None:
         "--use-sharded-state": getattr(args, "use_sharded_state", False),
         "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,
         "--adaptive-input": getattr(args, "adaptive_input", False),
+        "--use-bmuf": getattr(args, "use_bmuf", False),
+        "--ddp-backend slowmo": getattr(args, "ddp_backend", None) == "slowmo",
         "--quant-noise-pq": getattr(args, "quant_noise_pq", 0) > 0,
         "--scale-fc": getattr(args, "scale_fc", False),
         "--encoder-xformers-att-config and --decoder-xformers-att-config": any(
@@ -35,6 +37,12 @@ def check_sliced(args: Any) -> None:
         raise UserError(
             f"{flag} cannot go with --model-parallel-size {size}, whose slices know nothing of "
             "it: drop one of them"
+        )
+    if getattr(args, "keep_best_checkpoints", -1) > 0 and args.expert_parallel_size == 1:
+        # Which stock looks for behind the last "_" of a name, and "-model_part-0" has one.
+        raise UserError(
+            f"--keep-best-checkpoints cannot go with --model-parallel-size {size}: stock does not "
+            "find the score in the names of slices: leave it out, checkpoint_best is written anyhow"
         )
 
 

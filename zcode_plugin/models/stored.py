@@ -50,6 +50,7 @@ def with_experts(options: Namespace, moe: Mapping[str, Any]) -> Namespace:
     for item in fields(MoEConfig):
         vars(made).pop(item.name, None)
     made.finetune_from_model = None  # whatever the dense run began with
+    made.amp = False  # nor what it computed in
     made.arch = _architecture(str(name), model)
     if hasattr(options, "_name"):
         made._name = made.arch

@@ -90,13 +90,21 @@ def check_backend(options: Any, objectives: Sequence[str]) -> None:
         return
     apart = [name for name in objectives if name in MASKED]
     instead = "give --ddp-backend legacy_ddp"
+    finds = getattr(options, "find_unused_parameters", False)
+    if getattr(options, "moe_gating_dropout", 0) and (len(objectives) > 1 or not finds):
+        only = len(objectives) == 1
+        raise UserError(
+            f"--ddp-backend {backend} cannot train with --moe-gating-dropout, which leaves gates "
+            f"unused in some passes: {instead}"
+            + (", or add --find-unused-parameters" if only else "")
+        )
     if apart and len(objectives) > 1:
         other = next(name for name in objectives if name != apart[0])
         raise UserError(
             f"--ddp-backend {backend} cannot train {apart[0]}, which has no decoder, beside "
             f"{other}: {instead}"
         )
-    if apart and not getattr(options, "find_unused_parameters", False):
+    if apart and not finds:
         raise UserError(
             f"--ddp-backend {backend} cannot train {apart[0]} alone, which leaves the decoder "
             f"unused: {instead}, or add --find-unused-parameters"

@@ -67,18 +67,21 @@ def check_model(options: Any, model: Any) -> None:
     """
     if not any(isinstance(module, MOELayer) for module in model.modules()):
         return
-    if getattr(options, "amp", False):
-        raise UserError(
-            "--amp cannot train experts, whose ranks would skip different updates: give --bf16 or "
-            "--fp16"
-        )
     if getattr(options, "quant_noise_pq", 0) > 0:
         raise UserError(
             f"--quant-noise-pq {options.quant_noise_pq} knows nothing of experts: leave it out, "
             "and make the checkpoint smaller afterwards with zcode quantise"
         )
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    is_shared = any(not hasattr(parameter, "expert") for parameter in trained)
+    trained = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    dropout = getattr(options, "moe_gating_dropout", 0)
+    if dropout and all(".gate." in f".{name}" for name in trained):
+        raise UserError(
+            f"--moe-gating-dropout {dropout} leaves an update without a gate nothing to train, and "
+            "gates alone are trained: set it to 0"
+        )
+    is_shared = any(not hasattr(parameter, "expert") for parameter in trained.values())
     if world_size() > 1 and not is_shared and getattr(options, "ddp_backend", None) in DDP:
         raise UserError(
             f"--ddp-backend {options.ddp_backend} needs parameters that all ranks share, and "
