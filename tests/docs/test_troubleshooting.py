@@ -14,6 +14,7 @@ FOREIGN = (
     "ERROR: ResolutionImpossible",
     "fairseq-train: error: argument --task",
     "terminate called",
+    "FloatingPointError: gradients",
     "RuntimeError: Error(s) in loading state_dict",
 )
 # Letters of a text of the code, and their share of a message, from which on that text is meant: the
