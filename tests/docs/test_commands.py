@@ -65,7 +65,7 @@ PAGES_OF_BLOCKS: dict[str, dict[str, Run | str]] = {
         "pip install": INSTALLS,
     },
     "docs/objectives.md": {
-        "fairseq-train grown": Run(),
+        "zcode prepare --raw text-en-sw": Run(),
         "python benchmarks/many_languages.py": MEASURES,
     },
     "docs/parallel.md": {
@@ -270,9 +270,6 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     more = MORE.format("dense")
     bash(f"fairseq-train data {more} --arch moe_transformer_tiny_dense", folder)
     (folder / "save-dense" / "checkpoint_last.pt").rename(folder / "dense.pt")
-    model = "--sentencepiece-model data/sentencepiece.model"
-    bash(f"zcode prepare --raw text-en-sw --out grown {model}", folder)
-    bash(f"zcode prepare --raw text-document-summary --out pages {model}", folder)
     return folder
 
 
