@@ -19,7 +19,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 INSTALLED = find_spec("comet") is not None
 needs_comet = pytest.mark.skipif(
-    not INSTALLED, reason="runs where unbabel-comet is installed: pip install 'zcode_plugin[comet]'"
+    not INSTALLED, reason="runs where unbabel-comet is installed: pip install '.[comet]'"
 )
 TEXTS = Translations(["das Haus", "ein Baum"], ["the house", ""], ["the house", "a tree"])
 
@@ -122,6 +122,5 @@ def test_without_the_package_nothing_is_translated(zcode: Run, data: Path, tmp_p
     ended = zcode("evaluate", data, "--path", tmp_path / "x.pt", "--comet", "some/model")
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == (
-        "zcode evaluate: error: --comet needs the package unbabel-comet: "
-        "pip install 'zcode_plugin[comet]'\n"
+        "zcode evaluate: error: --comet needs the package unbabel-comet: pip install '.[comet]'\n"
     )

@@ -28,9 +28,7 @@ def load(name: str) -> Any:
         UserError: the package, or such a model, is missing.
     """
     if find_spec("comet") is None:
-        raise UserError(
-            "--comet needs the package unbabel-comet: pip install 'zcode_plugin[comet]'"
-        )
+        raise UserError("--comet needs the package unbabel-comet: pip install '.[comet]'")
     with _quiet():
         from comet import download_model, load_from_checkpoint
 
