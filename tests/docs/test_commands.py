@@ -158,9 +158,10 @@ def test_flags_exist(page: str) -> None:
     assert not named - known
 
 
-# Of Chromium, pip, launchers, hydra, and of stock's task `translation`.
+# Of Chromium, pip, launchers, sbatch, hydra, and of stock's task `translation`.
 FLAGS_OF_OTHERS = {
     "--screenshot", "--no-deps", "--nproc-per-node", "--help", "--cfg", "--num-batch-buckets",
+    "--nodes",
 }  # fmt: skip
 
 
