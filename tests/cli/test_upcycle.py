@@ -102,8 +102,8 @@ def test_it_says_what_it_did(
     assert rows["bytes"] == [f"{path.stat().st_size:,}" for path in (dense.path, out)]
     assert printed[10:] == [
         f"to train on: fairseq-train ... --finetune-from-model {out} --arch moe_transformer_tiny "
-        "--encoder-embed-dim 64 --encoder-ffn-embed-dim 128 --encoder-layers 2 --moe-freq 1 "
-        "--moe-expert-count 4 --moe-normalize-gate-prob true"
+        "--dropout 0.0 --encoder-embed-dim 64 --encoder-ffn-embed-dim 128 --encoder-layers 2 "
+        "--moe-freq 1 --moe-expert-count 4 --moe-normalize-gate-prob true"
     ]
     again = ["upcycle", str(dense.path), "--experts", "2", "--out", str(out)]
     assert main(again) == 2

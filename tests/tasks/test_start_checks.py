@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_ranks
+from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
 from torch import nn
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.moe import Experts, MOELayer, TopKGate
+from zcode_plugin.parallel.gradients import attach
+from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 from zcode_plugin.tasks.start_checks import check_model, check_options
 
 
@@ -148,25 +151,40 @@ def test_experts_alone_need_another_backend() -> None:
     assert run_ranks(_experts_alone, 2, "legacy_ddp") == ["", ""]
 
 
+def adam(parameters: list[nn.Parameter]) -> FairseqAdam:
+    config = FairseqAdamConfig(adam_betas="(0.9, 0.98)")
+    config.lr = [0.1]
+    return FairseqAdam(config, parameters)
+
+
 def _clipped(rank: int, shared: bool) -> tuple[float, list[float]]:
     """The norm, and an expert's gradient after clipping to 1, of ranks with gradients 3 and 4."""
-    from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
-
-    from zcode_plugin.parallel.gradients import attach
-    from zcode_plugin.parallel.topology import expert_topology
-
     expert = nn.Parameter(torch.zeros(1))
     expert.expert = True  # type: ignore[attr-defined]
     parameters = [expert] + [nn.Parameter(torch.zeros(1))] * shared
-    config = FairseqAdamConfig(adam_betas="(0.9, 0.98)")
-    config.lr = [0.1]
-    optimizer = FairseqAdam(config, parameters)
+    optimizer = adam(parameters)
     attach(optimizer, expert_topology(2, [2]))
     expert.grad = torch.tensor([3.0 + rank])
     for parameter in parameters[1:]:
         parameter.grad = torch.tensor([12.0])
     norm = optimizer.clip_grad_norm(1.0)
     return float(norm), expert.grad.tolist()
+
+
+def test_gradients_that_are_no_numbers_end_a_run_of_one_process(
+    refusal: Callable[..., str],
+) -> None:
+    parameter = nn.Parameter(torch.zeros(2))
+    optimizer = adam([parameter])
+    attach(optimizer, ExpertTopology())
+    attach(optimizer, ExpertTopology())
+    parameter.grad = torch.tensor([3.0, 4.0])
+    assert optimizer.clip_grad_norm(1.0) == pytest.approx(5.0)
+    assert parameter.grad.tolist() == pytest.approx([0.6, 0.8])
+    parameter.grad = torch.tensor([3.0, float("nan")])
+    assert "gradients are infinite or NaN: lower --lr" in refusal(
+        lambda: optimizer.clip_grad_norm(1.0)
+    )
 
 
 @pytest.mark.parametrize(("shared", "norm"), [(False, 5.0), (True, 13.0)])

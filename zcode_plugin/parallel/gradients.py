@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.parallel.faults import RankError
 from zcode_plugin.parallel.tensor import (
     WHOLE,
@@ -50,8 +50,10 @@ def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WH
     see all parameters and agree on all ranks. With tensor slicing it replaces the one that stock's
     trainer hands in, which counts what is replicated once for each tensor rank.
     """
-    is_spread = topology.size > 1 or slicing.size > 1
-    if not is_spread or getattr(optimizer, "expert_topology", None) is topology:
+    if topology.size == 1 and slicing.size == 1:
+        end_when_spoilt(optimizer)
+        return
+    if getattr(optimizer, "expert_topology", None) is topology:
         return
     optimizer_parameters(optimizer)  # refuses a layout that cannot work before anything is wrapped
     clip_experts_alone(optimizer)
@@ -80,6 +82,28 @@ def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WH
     optimizer.all_reduce_grads = all_reduce_grads
     optimizer.clip_grad_norm = clip_grad_norm
     optimizer.expert_topology = topology
+
+
+def end_when_spoilt(optimizer: Any) -> None:
+    """End a run whose ranks hold the same, in one line; for one instance, and only once.
+
+    Stock would save `crash.pt` and look for the place in another pass, whose hooks know neither
+    gates nor what else is no tensor: it ends in an error of its own.
+    """
+    if getattr(optimizer, "ends_when_spoilt", False):
+        return
+    stock_clip = optimizer.clip_grad_norm
+
+    @exits_on_user_error
+    def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
+        norm: Tensor = stock_clip(max_norm, aggregate_norm_fn)
+        # A loss scaler skips such an update.
+        if getattr(optimizer, "scaler", None) is None and not torch.isfinite(norm):
+            raise UserError("gradients are infinite or NaN: lower --lr, or give --clip-norm 1")
+        return norm
+
+    optimizer.clip_grad_norm = clip_grad_norm
+    optimizer.ends_when_spoilt = True
 
 
 def clip_experts_alone(optimizer: Any) -> None:
