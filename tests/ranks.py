@@ -8,20 +8,17 @@ themselves.
 from __future__ import annotations
 
 import json
-import logging
-import multiprocessing
 import os
 import signal
 import socket
-import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import forked
 from toy import MODEL, TASK
 
 OPTIONS = (
@@ -51,22 +48,17 @@ class Ranks:
         inside: Callable[[int], None] | None = None,
         launched: bool = False,
     ):
-        import fairseq_cli.train  # noqa: F401 - once for all ranks
-
-        import zcode_plugin
-
-        zcode_plugin.register()
         folder.mkdir(parents=True, exist_ok=True)
         line = ["fairseq-train", *(str(argument) for argument in arguments)]
         self.logs = [folder / f"log-{time.monotonic_ns()}-{rank}" for rank in range(world)]
-        context = multiprocessing.get_context("fork")
         port = _free_port() if launched or world > 1 else None
         self.processes = [
-            context.Process(target=_main, args=(line, rank, world, port, log, inside))
+            forked.start(
+                line, log, environment=_environment(rank, world, port),
+                inside=None if inside is None else partial(inside, rank),
+            )
             for rank, log in enumerate(self.logs)
-        ]
-        for process in self.processes:
-            process.start()
+        ]  # fmt: skip
 
     def kill(self, rank: int) -> None:
         """End a rank as the kernel does when memory runs out."""
@@ -123,6 +115,24 @@ def train(
     return ranks.output()
 
 
+def refusal(arguments: Sequence[object], folder: Path, world: int = 2) -> str:
+    """The one line in which every rank refuses to train, each with exit code 2.
+
+    Args:
+        arguments: of fairseq-train.
+        folder: for the logs.
+        world: number of ranks.
+    """
+    ranks = Ranks(arguments, world, folder)
+    codes = ranks.exit_codes()
+    outputs = [ranks.output(rank) for rank in range(world)]
+    assert codes == [2] * world, "\n".join(output[-4000:] for output in outputs)
+    [told] = {
+        line for output in outputs for line in output.splitlines() if "zcode_plugin: error:" in line
+    }
+    return told
+
+
 def log(output: str, tag: str, key: str) -> list[float]:
     """The values of `key` in the log lines with the tag, such as train_inner or valid."""
     entries = [
@@ -166,6 +176,16 @@ def watched(folder: Path, rank: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / f"watch-{rank}").read_text().splitlines()]
 
 
+def _environment(rank: int, world: int, port: int | None) -> dict[str, str]:
+    """What torchrun tells a rank."""
+    if port is None:
+        return {}
+    return {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world),
+        "RANK": str(rank), "LOCAL_RANK": str(rank),
+    }  # fmt: skip
+
+
 def _free_port() -> int:
     """Below the ports that the kernel hands out: one of those could be taken before it is used."""
     first = 20_000 + os.getpid() * 37 % 10_000
@@ -174,52 +194,3 @@ def _free_port() -> int:
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError(f"no free port from {first} on")
-
-
-def _main(
-    line: list[str],
-    rank: int,
-    world: int,
-    port: int | None,
-    log_file: Path,
-    inside: Callable[[int], None] | None,
-) -> None:
-    torch.set_num_threads(1)
-    _write_to(log_file)
-    if port is not None:
-        os.environ.update(
-            MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), WORLD_SIZE=str(world),
-            RANK=str(rank), LOCAL_RANK=str(rank),
-        )  # fmt: skip
-    sys.argv = line
-    code: Any = 0
-    try:
-        if inside is not None:
-            inside(rank)
-        sys.modules["fairseq_cli.train"].cli_main()
-    except SystemExit as stopped:
-        code = stopped.code
-    except BaseException:
-        try:
-            sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
-        except BaseException:
-            traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else int(code is not None))
-
-
-def _write_to(path: Path) -> None:
-    """Send standard output, standard error and what fairseq logs to a file."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
-    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
-    logging.basicConfig(
-        force=True,
-        stream=sys.stdout,
-        level="INFO",
-        format="%(asctime)s | %(levelname)s | %(name)s | %(message)s",
-    )

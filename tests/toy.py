@@ -14,6 +14,9 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
+import forked
+import torch
+
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 PLUGIN = Path(__file__).resolve().parent.parent / "zcode_plugin"
 TASK = ("--user-dir", str(PLUGIN), "--task", "multitask_multilingual")
@@ -28,13 +31,21 @@ EXACT = (
 
 
 def command(
-    *arguments: object, ranks: int = 1, timeout: int = 300, gpu: bool = False
+    *arguments: object, ranks: int = 1, timeout: int = 300, gpu: bool = False, fresh: bool = False
 ) -> subprocess.CompletedProcess:
     """Run a console script; with `ranks` > 1 under torchrun. Never raises for its exit code.
 
-    Without `gpu` it sees none.
+    Args:
+        arguments: the name of the script, and its own arguments.
+        ranks: number of processes.
+        timeout: in seconds.
+        gpu: without it the script sees none.
+        fresh: it has an interpreter of its own even where a fork of this one does.
     """
     script, *rest = (str(argument) for argument in arguments)
+    # torch cannot be forked once it has used a GPU.
+    if not (fresh or gpu or ranks > 1 or torch.cuda.is_available()):
+        return forked.run([script, *rest], timeout)
     line = [str(SCRIPTS / script), *rest]
     if ranks > 1:
         line = [str(SCRIPTS / "torchrun"), "--standalone", "--nproc-per-node", str(ranks), *line]
@@ -46,9 +57,11 @@ def command(
     )
 
 
-def run(*arguments: object, ranks: int = 1, timeout: int = 300, gpu: bool = False) -> str:
-    """Standard output of a command that must succeed; what it logged is in the failure."""
-    done = command(*arguments, ranks=ranks, timeout=timeout, gpu=gpu)
+def run(
+    *arguments: object, ranks: int = 1, timeout: int = 300, gpu: bool = False, fresh: bool = False
+) -> str:
+    """Output of a command that must succeed; what it logged is in the failure."""
+    done = command(*arguments, ranks=ranks, timeout=timeout, gpu=gpu, fresh=fresh)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
     return done.stdout + done.stderr
 
@@ -88,7 +101,14 @@ def write_reversal(directory: Path, sentences: dict[str, int], longest: int = 6)
     return data
 
 
-def train(data: Path, save_dir: Path, *options: object, ranks: int = 1, gpu: bool = False) -> str:
+def train(
+    data: Path,
+    save_dir: Path,
+    *options: object,
+    ranks: int = 1,
+    gpu: bool = False,
+    fresh: bool = False,
+) -> str:
     """Stock fairseq-train with the plugin; the options given come last, and win."""
     distributed = (
         ("--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp") if ranks > 1 else ()
@@ -100,7 +120,7 @@ def train(data: Path, save_dir: Path, *options: object, ranks: int = 1, gpu: boo
         "--log-interval", "1",
         "--no-epoch-checkpoints", "--encoder-langtok", "tgt", *distributed,
         "--save-dir", save_dir, *_device(gpu), *options,
-        ranks=ranks, gpu=gpu,
+        ranks=ranks, gpu=gpu, fresh=fresh,
     )  # fmt: skip
 
 
@@ -109,14 +129,20 @@ def _device(gpu: bool) -> tuple[str, ...]:
 
 
 def generate(
-    data: Path, checkpoint: Path, src: str, tgt: str, *options: object, gpu: bool = False
+    data: Path,
+    checkpoint: Path,
+    src: str,
+    tgt: str,
+    *options: object,
+    gpu: bool = False,
+    fresh: bool = False,
 ) -> str:
     """Output of stock fairseq-generate."""
     return run(
         "fairseq-generate", data, *TASK, "-s", src, "-t", tgt, "--encoder-langtok", "tgt",
         "--path", checkpoint, "--scoring", "sacrebleu", "--max-len-b", "10",
         *_device(gpu), *options,
-        gpu=gpu,
+        gpu=gpu, fresh=fresh,
     )  # fmt: skip
 
 

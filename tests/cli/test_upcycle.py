@@ -62,7 +62,7 @@ def stock(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> Dense:
     folder = tmp_path_factory.mktemp("stock")
     output = run(
         "fairseq-train", reversal, *STOCK_SHAPE, *STOCK, UPDATES + MORE, *SAVING,
-        "--save-dir", folder,
+        "--save-dir", folder, fresh=True,
     )  # fmt: skip
     return Dense(folder / f"checkpoint_1_{UPDATES}.pt", losses(output, "loss"))
 

@@ -38,7 +38,7 @@ def trained(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     out = train(
         reversal, folder / "checkpoints", *OPTIONS, "--log-file", folder / "train.log",
-        "--tensorboard-logdir", folder / "tensorboard",
+        "--tensorboard-logdir", folder / "tensorboard", fresh=True,
     )  # fmt: skip
     (folder / "stdout.txt").write_text(out)
     return folder
@@ -134,7 +134,7 @@ def test_wandb_gets_all_metrics(
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    train(reversal, tmp_path / "checkpoints", *OPTIONS, "--wandb-project", "test")
+    train(reversal, tmp_path / "checkpoints", *OPTIONS, "--wandb-project", "test", fresh=True)
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     data = path.read_bytes()
     for name in {f"{TRAIN}/{name}" for name in TRAINING} | {f"valid/{n}" for n in VALIDATION}:
