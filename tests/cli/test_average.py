@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_averages_rank_files_and_merges_when_asked(zcode: Run, folder: Path) -> None:
+def test_averages_rank_files_and_merges_when_asked(zcode: Run, here: Run, folder: Path) -> None:
     newest = ("average", folder, "--num-epoch-checkpoints", "2", "--out", folder / "mean.pt")
     ended = zcode(*newest)
     assert ended.returncode == 0, ended.stderr
@@ -43,10 +43,10 @@ def test_averages_rank_files_and_merges_when_asked(zcode: Run, folder: Path) -> 
     for rank, path in enumerate(written):  # the mean of equal weights
         for key, value in rank_state(rank)["model"].items():
             assert torch.equal(io.load(path)["model"][key], value), key
-    assert zcode(*newest).stderr == (
+    assert here(*newest).stderr == (
         f"zcode average: error: {written[0]} exists: --force overwrites it, --out names another\n"
     )
-    assert zcode(*newest, "--force", "--merge").returncode == 0
+    assert here(*newest, "--force", "--merge").returncode == 0
     assert io.load(folder / "mean.pt")["cfg"]["model"].expert_parallel_size == 1
 
 
@@ -64,10 +64,10 @@ def test_averages_rank_files_and_merges_when_asked(zcode: Run, folder: Path) -> 
          "{0}/checkpoint4-rank-0.pt: name a checkpoint"),
     ],
 )  # fmt: skip
-def test_mistakes(zcode: Run, folder: Path, arguments: list[str], message: str) -> None:
+def test_mistakes(here: Run, folder: Path, arguments: list[str], message: str) -> None:
     before = sorted(folder.iterdir())
     command = [word.format(folder) for word in arguments]
-    ended = zcode("average", *command, "--out", folder / "mean.pt")
+    ended = here("average", *command, "--out", folder / "mean.pt")
     assert ended.returncode == 2
     assert ended.stderr == f"zcode average: error: {message.format(folder)}\n"
     assert sorted(folder.iterdir()) == before

@@ -132,10 +132,10 @@ def test_a_failure_of_fairseq_generate_is_told_in_one_line(
     ],
 )  # fmt: skip
 def test_mistakes(
-    zcode: Run, data: Path, tmp_path: Path, arguments: list[str], message: str
+    here: Run, data: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     for name in ("c-rank-0.pt", "d.pt"):
         (tmp_path / name).touch()
-    ended = zcode("evaluate", *(word.format(data=data) for word in arguments), cwd=tmp_path)
+    ended = here("evaluate", *(word.format(data=data) for word in arguments), cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr == f"zcode evaluate: error: {message.format(data=data)}\n"

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from toy import generate, lines, train
 
 from zcode_plugin.checkpoint import io
-from zcode_plugin.cli.main import main
 from zcode_plugin.data.languages import add_special_symbols
 from zcode_plugin.data.objectives import KNOWN
 
@@ -26,18 +25,6 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 HUGGINGFACE = ("--format", "huggingface")
 LANGTOK = ("--decoder-langtok", "--objective-token")
-
-
-@pytest.fixture
-def here(capfd: pytest.CaptureFixture[str]) -> Run:
-    """As `zcode`, but in this process, which has imported fairseq: tenths of seconds a call."""
-
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        command = [str(argument) for argument in arguments]
-        return subprocess.CompletedProcess(command, main(command), *capfd.readouterr())
-
-    return run
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ def files(tmp_path: Path) -> dict[int, Path]:
 
 
 def test_merges_all_ranks_and_overwrites_only_when_forced(
-    zcode: Run, files: dict[int, Path], tmp_path: Path
+    zcode: Run, here: Run, files: dict[int, Path], tmp_path: Path
 ) -> None:
     ended = zcode("merge", files[1])
     assert ended.returncode == 0, ended.stderr
@@ -46,32 +46,32 @@ def test_merges_all_ranks_and_overwrites_only_when_forced(
 
     content = merged.read_bytes()
     merged.write_text("precious", encoding="utf-8")
-    ended = zcode("merge", merged)
+    ended = here("merge", merged)
     assert ended.returncode == 2
     assert ended.stderr == (
         f"zcode merge: error: {merged} exists: --force overwrites it, --out names another\n"
     )
     assert merged.read_text(encoding="utf-8") == "precious"
-    assert zcode("merge", merged, "--force").returncode == 0
+    assert here("merge", merged, "--force").returncode == 0
     assert merged.read_bytes() == content
 
 
 def test_a_truncated_file_is_told_in_one_line(
-    zcode: Run, files: dict[int, Path], tmp_path: Path
+    here: Run, files: dict[int, Path], tmp_path: Path
 ) -> None:
     content = files[1].read_bytes()
     files[1].write_bytes(content[: len(content) // 2])
-    ended = zcode("merge", files[0])
+    ended = here("merge", files[0])
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"zcode merge: error: {files[1]}: ")
     assert ended.stderr.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in files.values()}
 
 
-def test_one_file_needs_no_merging(zcode: Run, tmp_path: Path) -> None:
+def test_one_file_needs_no_merging(here: Run, tmp_path: Path) -> None:
     path = tmp_path / "checkpoint_best.pt"
     path.touch()
-    ended = zcode("merge", path)
+    ended = here("merge", path)
     assert ended.returncode == 0
     assert ended.stdout == f"{path} is one file for all ranks: nothing to merge\n"
 
@@ -89,9 +89,9 @@ def test_one_file_needs_no_merging(zcode: Run, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_mistakes(
-    zcode: Run, files: dict[int, Path], tmp_path: Path, arguments: list[str], message: str
+    here: Run, files: dict[int, Path], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     names = {"none": tmp_path / "none"}
-    ended = zcode("merge", *(word.format(*files.values(), **names) for word in arguments))
+    ended = here("merge", *(word.format(*files.values(), **names) for word in arguments))
     assert ended.returncode == 2
     assert ended.stderr == f"zcode merge: error: {message.format(*files.values(), **names)}\n"

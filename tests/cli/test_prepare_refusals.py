@@ -133,11 +133,11 @@ BAD_TEXT = [
 
 @pytest.mark.parametrize(("spoil", "message"), BAD_TEXT)
 def test_bad_text(
-    zcode: Run, raw: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
+    here: Run, raw: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     folder = Path(shutil.copytree(raw, tmp_path / "raw"))
     spoil(folder)
-    ended = zcode("prepare", "--raw", folder, "--out", tmp_path / "data", "--vocab-size", "120")
+    ended = here("prepare", "--raw", folder, "--out", tmp_path / "data", "--vocab-size", "120")
     assert ended.stderr == f"zcode prepare: error: {message.format(raw=folder)}\n"
     assert ended.returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["raw"]
@@ -163,11 +163,11 @@ BAD_TSV = [
 
 
 @pytest.mark.parametrize(("text", "message"), BAD_TSV)
-def test_bad_tsv(zcode: Run, data: Path, tmp_path: Path, text: str, message: str) -> None:
+def test_bad_tsv(here: Run, data: Path, tmp_path: Path, text: str, message: str) -> None:
     tsv = tmp_path / "text.tsv"
     tsv.write_text(text, encoding="utf-8")
     model = data / "sentencepiece.model"
-    ended = zcode(
+    ended = here(
         *("prepare", "--tsv", f"test={tsv}", "--out", tmp_path / "data"),
         *("--sentencepiece-model", model),
     )
@@ -211,34 +211,34 @@ BAD_FLAGS = [
 
 
 @pytest.mark.parametrize(("flags", "message"), BAD_FLAGS)
-def test_bad_flags(zcode: Run, raw: Path, tmp_path: Path, flags: list[str], message: str) -> None:
+def test_bad_flags(here: Run, raw: Path, tmp_path: Path, flags: list[str], message: str) -> None:
     (tmp_path / "empty").mkdir()
     given = [flag.format(raw=raw) for flag in flags]
-    ended = zcode("prepare", *given, "--out", "data", cwd=tmp_path)
+    ended = here("prepare", *given, "--out", "data", cwd=tmp_path)
     assert ended.stderr == f"zcode prepare: error: {message.format(raw=raw)}\n"
     assert ended.returncode == 2
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
-def test_the_working_folder_is_not_replaced(zcode: Run, raw: Path, tmp_path: Path) -> None:
-    ended = zcode("prepare", "--raw", raw, "--out", ".", cwd=tmp_path)
+def test_the_working_folder_is_not_replaced(here: Run, raw: Path, tmp_path: Path) -> None:
+    ended = here("prepare", "--raw", raw, "--out", ".", cwd=tmp_path)
     assert ended.returncode == 2
     assert ended.stderr == (
         "zcode prepare: error: --out . is the working folder: name one that is to be made\n"
     )
 
 
-def test_a_file_where_a_folder_is_named(zcode: Run, raw: Path, tmp_path: Path) -> None:
+def test_a_file_where_a_folder_is_named(here: Run, raw: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    ended = zcode("prepare", "--raw", raw, "--out", tmp_path / "file" / "data")
+    ended = here("prepare", "--raw", raw, "--out", tmp_path / "file" / "data")
     assert ended.returncode == 2
     assert ended.stderr == f"zcode prepare: error: {tmp_path / 'file'}: File exists\n"
 
 
 def test_a_vocabulary_that_is_too_large_names_the_largest(
-    zcode: Run, raw: Path, tmp_path: Path
+    here: Run, raw: Path, tmp_path: Path
 ) -> None:
-    ended = zcode("prepare", "--raw", raw, "--out", tmp_path / "data")
+    ended = here("prepare", "--raw", raw, "--out", tmp_path / "data")
     assert ended.returncode == 2
     assert ended.stderr.startswith(
         "zcode prepare: error: --vocab-size 8000 is more than this text gives: use "
@@ -247,11 +247,11 @@ def test_a_vocabulary_that_is_too_large_names_the_largest(
     assert 120 < int(largest) < 1000
 
 
-def test_only_test_text_cannot_train_a_model(zcode: Run, raw: Path, tmp_path: Path) -> None:
+def test_only_test_text_cannot_train_a_model(here: Run, raw: Path, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     for lang in ("en", "de"):
         shutil.copy(raw / f"test.en-de.{lang}", tmp_path / "raw")
-    ended = zcode("prepare", "--raw", tmp_path / "raw", "--out", tmp_path / "data")
+    ended = here("prepare", "--raw", tmp_path / "raw", "--out", tmp_path / "data")
     assert ended.returncode == 2
     assert ended.stderr == (
         "zcode prepare: error: no training text: give some, or a model with --sentencepiece-model\n"

@@ -18,7 +18,7 @@ def files(tmp_path: Path) -> dict[int, Path]:
 
 
 def test_writes_all_ranks_and_overwrites_only_when_forced(
-    zcode: Run, files: dict[int, Path], tmp_path: Path
+    zcode: Run, here: Run, files: dict[int, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "four"
     ended = zcode("reshard", files[1], "--ranks", "4", "--out", out)
@@ -48,18 +48,18 @@ def test_writes_all_ranks_and_overwrites_only_when_forced(
 
     written[1].write_text("precious", encoding="utf-8")
     again = ("reshard", files[0], "--ranks", "4", "--out", out)
-    ended = zcode(*again)
+    ended = here(*again)
     assert ended.returncode == 2
     assert ended.stderr == (
         f"zcode reshard: error: {written[0]} exists: --force overwrites it, --out names another\n"
     )
     assert written[1].read_text(encoding="utf-8") == "precious"
-    assert zcode(*again, "--force").returncode == 0
+    assert here(*again, "--force").returncode == 0
     assert io.load(written[1])["cfg"]["checkpoint"]["checkpoint_suffix"] == "-rank-1"
 
     # One file for one rank, under the name asked for; a merged file has no optimizer.
-    assert zcode("merge", files[0]).returncode == 0
-    ended = zcode("reshard", tmp_path / "checkpoint_last.pt", "--ranks=1", "--out", out / "one.pt")
+    assert here("merge", files[0]).returncode == 0
+    ended = here("reshard", tmp_path / "checkpoint_last.pt", "--ranks=1", "--out", out / "one.pt")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.endswith(
         "without an optimizer's state, which the input lacks: train on with --reset-optimizer\n"
@@ -69,7 +69,7 @@ def test_writes_all_ranks_and_overwrites_only_when_forced(
 
 @pytest.mark.slow
 def test_the_optimizer_is_shared_when_asked_for_until_told_otherwise(
-    zcode: Run, files: dict[int, Path], tmp_path: Path
+    here: Run, files: dict[int, Path], tmp_path: Path
 ) -> None:
     four, two, alone = (tmp_path / name for name in ("four", "two", "alone"))
     for source, ranks, out, options, held in (
@@ -83,7 +83,7 @@ def test_the_optimizer_is_shared_when_asked_for_until_told_otherwise(
             ["part", "whole"],
         ),
     ):
-        ended = zcode("reshard", source, "--ranks", ranks, "--out", out, *options)
+        ended = here("reshard", source, "--ranks", ranks, "--out", out, *options)
         assert ended.returncode == 0, ended.stderr
         [line] = [line for line in ended.stdout.splitlines() if line.startswith("optimizer's")]
         assert line.split()[-2:] == held
@@ -114,14 +114,14 @@ def test_the_optimizer_is_shared_when_asked_for_until_told_otherwise(
     ],
 )  # fmt: skip
 def test_mistakes(
-    zcode: Run, files: dict[int, Path], tmp_path: Path, arguments: list[str], message: str
+    here: Run, files: dict[int, Path], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     places = {name: tmp_path / name for name in ("none", "new", "other")}
     places["dir"] = tmp_path
     places["other"].mkdir()
     (places["other"] / "checkpoint_last-rank-2.pt").touch()
     before = sorted(tmp_path.rglob("*"))
-    ended = zcode("reshard", *(word.format(*files.values(), **places) for word in arguments))
+    ended = here("reshard", *(word.format(*files.values(), **places) for word in arguments))
     assert ended.returncode == 2
     assert ended.stderr == (f"zcode reshard: error: {message.format(*files.values(), **places)}\n")
     assert sorted(tmp_path.rglob("*")) == before

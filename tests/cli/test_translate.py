@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,6 @@ import torch
 from translating import text
 
 from zcode_plugin.checkpoint import config, io
-from zcode_plugin.cli.main import main
 from zcode_plugin.translation import Search, Translator
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -25,15 +25,9 @@ ZCODE = (sys.executable, "-m", "zcode_plugin.cli.main", "translate")
 
 
 @pytest.fixture
-def here(capfd: pytest.CaptureFixture[str]) -> Run:
+def here(here: Run) -> Run:
     """`zcode translate` in this process, which has imported fairseq."""
-
-    def translate(*arguments: object) -> subprocess.CompletedProcess[str]:
-        capfd.readouterr()
-        command = ["translate", *(str(argument) for argument in arguments)]
-        return subprocess.CompletedProcess(command, main(command), *capfd.readouterr())
-
-    return translate
+    return partial(here, "translate")
 
 
 @pytest.fixture(scope="module")
