@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from checkpoint.rank_files import rank_state, write_rank_files
 from toy import MODEL, TASK, bleu, command, generate, train
 
 from zcode_plugin.checkpoint import io
+from zcode_plugin.cli.main import main
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -30,47 +30,51 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def learnt(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that has learnt the reversal task, in a folder of its own."""
-    save_dir = tmp_path_factory.mktemp("learnt")
-    train(reversal, save_dir, *LEARN)
+def trained(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of two updates, in a folder of its own."""
+    save_dir = tmp_path_factory.mktemp("trained")
+    train(reversal, save_dir, *LEARN, "--max-update", "2")
     return save_dir / "checkpoint_last.pt"
 
 
 @pytest.fixture(scope="module")
-def quantised(zcode: Run, learnt: Path) -> dict[int, Path]:
+def quantised(trained: Path) -> dict[int, Path]:
     """Its quantised files by bits."""
-    paths = {bits: learnt.with_name(f"model{bits}.pt") for bits in (8, 4)}
-    for bits, path in paths.items():
-        ended = zcode("quantise", learnt, "--bits", str(bits), "--out", path)
-        assert ended.returncode == 0, ended.stderr
+    return quantise(trained)
+
+
+def quantise(path: Path) -> dict[int, Path]:
+    """Quantised files beside a checkpoint, by bits."""
+    paths = {bits: path.with_name(f"model{bits}.pt") for bits in (8, 4)}
+    for bits, out in paths.items():
+        assert main(["quantise", str(path), "--bits", str(bits), "--out", str(out)]) == 0
     return paths
 
 
 @pytest.mark.slow
-def test_translations_stay_as_good(
-    reversal: Path, learnt: Path, quantised: dict[int, Path]
-) -> None:
+def test_translations_stay_as_good(reversal: Path, tmp_path: Path) -> None:
+    train(reversal, tmp_path, *LEARN)
+    learnt = tmp_path / "checkpoint_last.pt"
+    quantised = quantise(learnt)
     runs = {
         "float32": (learnt,),
         "int8": (quantised[8],),
         "int4": (quantised[4],),
         "int8 in float16": (quantised[8], "--fp16"),
     }
-    with ThreadPoolExecutor(2) as pool:
-        outputs = pool.map(
-            lambda run: generate(reversal, run[0], "aa", "bb", *run[1:]), runs.values()
-        )
-    scores = dict(zip(runs, map(bleu, outputs), strict=True))
+    scores = {
+        name: bleu(generate(reversal, path, "aa", "bb", *options))
+        for name, (path, *options) in runs.items()
+    }
     assert scores["float32"] > 85
     assert scores["int8"] > scores["float32"] - 1
     assert scores["int8 in float16"] > scores["float32"] - 1
     assert scores["int4"] > scores["float32"] - 5
 
 
-def test_files_are_smaller_in_proportion(learnt: Path, quantised: dict[int, Path]) -> None:
+def test_files_are_smaller_in_proportion(trained: Path, quantised: dict[int, Path]) -> None:
     """d 64, ffn 128, 4 experts in 2 layers: a float32 scale for each output channel."""
-    model = io.load(learnt)["model"]
+    model = io.load(trained)["model"]
     matrices, channels = 4 * 2 * 64 * 128, 4 * 2 * (64 + 128)
     rest = sum(v.nbytes for k, v in model.items() if "experts" not in k) + 4 * channels
     for bits, path in quantised.items():
@@ -93,16 +97,15 @@ def test_training_with_quantised_experts_is_refused(
         ("--finetune-from-model", quantised[4]): f"{quantised[4]} holds experts of 4 bits, made by "
         "zcode quantise to translate with, not to train on: name the checkpoint it was made of",
     }
-    with ThreadPoolExecutor(2) as pool:
-        runs = list(pool.map(lambda flags: command(*start, *flags), options))
-    for ended, message in zip(runs, options.values(), strict=True):
+    for flags, message in options.items():
+        ended = command(*start, *flags)
         assert ended.returncode == 2
         assert f"zcode_plugin: error: {message}\n" in ended.stderr
         assert "Traceback" not in ended.stderr
 
 
 def test_prints_a_table_and_overwrites_only_when_forced(
-    zcode: Run, files: list[Path], tmp_path: Path
+    zcode: Run, here: Run, files: list[Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "model8.pt"
     call = ("quantise", files[1], "--bits", "8", "--out", out)
@@ -126,13 +129,13 @@ def test_prints_a_table_and_overwrites_only_when_forced(
     )
 
     out.write_text("precious")
-    ended = zcode(*call)
+    ended = here(*call)
     assert ended.returncode == 2
     assert ended.stderr == (
         f"zcode quantise: error: {out} exists: --force overwrites it, --out names another\n"
     )
     assert out.read_text() == "precious"
-    assert zcode(*call, "--force").returncode == 0
+    assert here(*call, "--force").returncode == 0
     assert io.load(out)["cfg"]["model"].moe_expert_bits == 8
 
 
@@ -145,12 +148,12 @@ def test_prints_a_table_and_overwrites_only_when_forced(
     ],
 )  # fmt: skip
 def test_mistakes(
-    zcode: Run, files: list[Path], tmp_path: Path, arguments: list[str], message: str
+    here: Run, files: list[Path], tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     torch.save([1], tmp_path / "list.pt")
     before = sorted(tmp_path.iterdir())
     words = [word.format(tmp_path) for word in arguments]
-    ended = zcode("quantise", "--bits", "8", *words, "--out", tmp_path / "new.pt")
+    ended = here("quantise", "--bits", "8", *words, "--out", tmp_path / "new.pt")
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1] == f"zcode quantise: error: {message.format(tmp_path)}"
     assert sorted(tmp_path.iterdir()) == before
