@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import ranks
 import torch
-from toy import TASK, bleu, generate, lines, run, train
+from toy import TASK, generate, lines, run, train
 
 from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
@@ -21,10 +21,10 @@ ENCODER = "encoder.layers.1.moe_layer"
 
 @pytest.fixture(scope="module")
 def trained(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint that has learnt a part of the task; gates that do not balance."""
+    """A checkpoint whose gates were not told to balance."""
     save_dir = tmp_path_factory.mktemp("trained")
     train(
-        reversal, save_dir, "--max-update", "250", "--multitask", "mt:1,dae:0.2",
+        reversal, save_dir, "--max-update", "20", "--multitask", "mt:1,dae:0.2",
         "--multitask-max-tokens", "dae:200", "--moe-balance", "none", "--disable-validation",
         "--log-interval", "100", "--moe-capacity-factor", "0",
     )  # fmt: skip
@@ -74,6 +74,7 @@ def test_statistics_of_a_choice(trained: Path, reversal: Path, tmp_path: Path) -
     run(
         "zcode", "stats", trained, reversal, "--out", out, "--pairs", "bb-aa", "--objectives",
         "mt", "--gen-subset", "test", "--capacity-factor", "0.5", "--max-tokens", "300",
+        fresh=True,
     )  # fmt: skip
     rows = json.loads(out.read_text())["rows"]
     assert [(row["objective"], row["pair"]) for row in rows] == [("mt", "bb-aa")] * 2
@@ -125,13 +126,13 @@ def test_a_pruned_model_is_translated_with_and_trained_on_without_flags(
     out = tmp_path / "pruned.pt"
     run("zcode", "prune", trained, "--keep", "3", "--by", "random", "--across-layers", "--ratio",
         "2:1", "--out", out)  # fmt: skip
-    assert bleu(generate(reversal, out, "aa", "bb")) >= 0
+    assert len(lines(generate(reversal, out, "aa", "bb", fresh=True), "H")) == 100
     log = run(
         "fairseq-train", reversal, *TASK, "--arch", "moe_transformer_tiny", "--criterion",
         "multitask_summed_loss", "--optimizer", "adam", "--lr", "0.001", "--max-tokens", "500",
         "--cpu", "--num-workers", "0", "--data-buffer-size", "0", "--finetune-from-model", out,
         "--max-update", "2", "--save-dir", tmp_path / "on", "--encoder-langtok", "tgt",
-        "--disable-validation",
+        "--disable-validation", fresh=True,
     )  # fmt: skip
     assert "--encoder-embed-dim 64" in log
     assert "--encoder-moe-expert-count 4, --decoder-moe-expert-count 2" in log
