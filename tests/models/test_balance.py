@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from torch import Tensor
 from toy import EXACT, train
@@ -46,7 +47,8 @@ def test_ranks_move_as_one_process(
     reversal: Path, tmp_path: Path, straight: dict[str, Tensor]
 ) -> None:
     expert_parallel = ("--expert-parallel-size", "2")
-    train(reversal, tmp_path, *BIAS, "--max-update", "6", *expert_parallel, ranks=2)
+    options = ("--max-tokens", "1000", "--max-update", "6", *expert_parallel)
+    ranks.train(reversal, tmp_path, *BIAS, *options, world=2)
     assert_equal(selection_biases(tmp_path, "-rank-0"), selection_biases(tmp_path, "-rank-1"))
     assert_equal(selection_biases(tmp_path, "-rank-0"), straight)
 

@@ -8,7 +8,8 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-from toy import TASK, generate, lines, records, run, train
+from ranks import train
+from toy import TASK, generate, lines, records, run
 
 from zcode_plugin.checkpoint import io
 
@@ -58,7 +59,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
-    whole = train(data, tmp_path / "whole", *OPTIONS, "--max-update", "14", ranks=2)
+    whole = train(data, tmp_path / "whole", *OPTIONS, "--max-update", "14", world=2)
     losses = records(whole, "train_inner")
     names = [f"{name}_loss" for name in OBJECTIVES]
     assert len(losses) == 14
@@ -75,7 +76,7 @@ def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
     for rank in (0, 1):
         saved = tmp_path / "whole" / f"checkpoint_1_7-rank-{rank}.pt"
         shutil.copy(saved, resumed / f"checkpoint_last-rank-{rank}.pt")
-    output = train(data, resumed, *OPTIONS, "--max-update", "14", ranks=2)
+    output = train(data, resumed, *OPTIONS, "--max-update", "14", world=2)
     again = records(output, "train_inner")
     assert len(again) == 7
     for entry, expected in zip(again, losses[7:], strict=True):
@@ -83,9 +84,9 @@ def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
             assert entry[name] == expected[name], name
 
     merged = tmp_path / "merged.pt"
-    run("zcode", "merge", resumed / "checkpoint_last-rank-0.pt", "--out", merged)
+    run("zcode", "merge", resumed / "checkpoint_last-rank-0.pt", "--out", merged, fresh=True)
     tokens = ("--decoder-langtok", "--beam", "2")
-    generated = generate(data, merged, "cc", "aa", *tokens)
+    generated = generate(data, merged, "cc", "aa", *tokens, fresh=True)
     assert len(lines(generated, "H")) == 3 * 4
     source = tmp_path / "source.txt"
     texts = [line.split("\t")[1].removeprefix("__aa__ ") for line in lines(generated, "S")]
@@ -93,7 +94,7 @@ def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
     interactive = run(
         "fairseq-interactive", data, *TASK, "-s", "cc", "-t", "aa", "--encoder-langtok", "tgt",
         *tokens, "--path", merged, "--cpu", "--max-len-b", "10", "--input", source,
-        "--buffer-size", "20", "--max-tokens", "1000",
+        "--buffer-size", "20", "--max-tokens", "1000", fresh=True,
     )  # fmt: skip
     for one, other in zip(lines(interactive, "H"), lines(generated, "H"), strict=True):
         assert one.split("\t")[2] == other.split("\t")[2]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 from parallel.test_equals_one_process import assert_same, merged_weights, weights
+from ranks import train
 from torch import Tensor
-from toy import EXACT, run, train
+from toy import EXACT
 
 from zcode_plugin.checkpoint import config, io
+from zcode_plugin.cli.main import main
 
 OPTIONS = (
     *EXACT, "--max-tokens", "300", "--clip-norm", "1", "--disable-validation",
@@ -17,7 +19,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-def ranks(size: int) -> tuple[str, ...]:
+def expert_parallel(size: int) -> tuple[str, ...]:
     return ("--expert-parallel-size", str(size)) if size > 1 else ()
 
 
@@ -42,6 +44,10 @@ def losses(save_dir: Path, size: int) -> list[float]:
     return [found[update] for update in sorted(found)]
 
 
+def reshard(source: Path, size: int, out: Path) -> None:
+    assert main(["reshard", str(source), "--ranks", str(size), "--out", str(out)]) == 0
+
+
 def check(
     data: Path,
     folder: Path,
@@ -62,18 +68,18 @@ def check(
     `through` ranks first, if that is given, and then anew.
     """
     unmoved, last = folder / "unmoved", ("--max-update", str(stop), *options)
-    train(data, unmoved, *OPTIONS, *last, *ranks(groups_of or world), ranks=world)
+    train(data, unmoved, *OPTIONS, *last, *expert_parallel(groups_of or world), world=world)
     expected, final = losses(unmoved, world), all_weights(unmoved, world)
     assert len(expected) == stop
     source = unmoved / f"checkpoint_1_{move_at}.pt"
     if through is not None:
-        run("zcode", "reshard", source, "--ranks", through, "--out", folder / "way" / "there.pt")
+        reshard(source, through, folder / "way" / "there.pt")
         source = folder / "way" / "there.pt"
     for size in moves:
         moved = folder / f"moved{size}"
-        run("zcode", "reshard", source, "--ranks", size, "--out", moved / "checkpoint_last.pt")
+        reshard(source, size, moved / "checkpoint_last.pt")
         frequency = ("--update-freq", str(world // size))
-        train(data, moved, *OPTIONS, *last, *frequency, *ranks(size), ranks=size)
+        train(data, moved, *OPTIONS, *last, *frequency, *expert_parallel(size), world=size)
         assert losses(moved, size) == pytest.approx(expected[move_at:], abs=tolerance)
         assert_same(final, all_weights(moved, size), tolerance)
 
