@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 from torch import Tensor
 from toy import MODEL, TASK, command, generate, lines, train
@@ -54,7 +55,15 @@ def test_recomputation_repeats_every_draw(reversal: Path, tmp_path: Path) -> Non
         torch.testing.assert_close(value, other[name], atol=1e-5, rtol=1e-5, msg=name)
 
 
-@pytest.mark.parametrize("gate", ["--moe-gate hash", "--moe-gate random", "--moe-gate-sees-token"])
+# Random evaluates as hash does: see tests/moe/test_fixed_gates.py.
+@pytest.mark.parametrize(
+    "gate",
+    [
+        "--moe-gate hash",
+        pytest.param("--moe-gate random", marks=pytest.mark.slow),
+        "--moe-gate-sees-token",
+    ],
+)
 def test_translations_by_gates_that_know_tokens_do_not_depend_on_the_batch(
     reversal: Path, tmp_path: Path, gate: str
 ) -> None:
@@ -72,9 +81,9 @@ def test_translations_by_gates_that_know_tokens_do_not_depend_on_the_batch(
 
 def test_ranks_flip_the_same_coins(reversal: Path, tmp_path: Path) -> None:
     # Ranks that disagreed would wait for each other's tokens for ever.
-    train(
-        reversal, tmp_path, *RANDOM, "--moe-gating-dropout-policy", "skip",
-        "--expert-parallel-size", "2", "--max-update", "6", ranks=2,
+    ranks.train(
+        reversal, tmp_path, *RANDOM, "--moe-gating-dropout-policy", "skip", "--max-tokens", "1000",
+        "--expert-parallel-size", "2", "--max-update", "6", world=2,
     )  # fmt: skip
     first, second = (weights(tmp_path / f"checkpoint_last-rank-{rank}.pt") for rank in (0, 1))
     shared = first.keys() & second.keys()
