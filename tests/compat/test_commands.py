@@ -96,6 +96,7 @@ def test_numpy_names_in_language_modelling(stock: Run, data: Path, tmp_path: Pat
     assert len(_losses(enabled.stdout + enabled.stderr)) == 1
 
 
+@pytest.mark.slow
 def test_numpy_names_in_length_buckets(train: Run, checkpoint: Path, tmp_path: Path) -> None:
     assert checkpoint.exists()  # which was trained with --num-batch-buckets
     disabled = train(tmp_path, "--num-batch-buckets=2", ZCODE_COMPAT_DISABLE="numpy-names")
@@ -186,7 +187,9 @@ def test_fully_sharded_on_cpu(train: Run, tmp_path: Path) -> None:
     assert _losses(found[0][1]) + _losses(found[1][1]) == _losses(expected[1])
 
 
-@pytest.mark.parametrize("disabled", ["fully-sharded-alone", ""])
+@pytest.mark.parametrize(
+    "disabled", [pytest.param("fully-sharded-alone", marks=pytest.mark.slow), ""]
+)
 def test_fully_sharded_in_one_process(train: Run, tmp_path: Path, disabled: str) -> None:
     done = train(tmp_path, "--ddp-backend=fully_sharded", ZCODE_COMPAT_DISABLE=disabled)
     if disabled:
@@ -225,8 +228,16 @@ tensor, sharded = torch.zeros(1), FSDP(torch.nn.Linear(2, 2))
 @pytest.mark.parametrize(
     ("mend", "message"),
     [
-        ("checkpoint-broadcast", "GLOBAL omegaconf.dictconfig.DictConfig was not an allowed"),
-        ("ddp-on-cpu", "device_ids and output_device arguments only work with"),
+        pytest.param(
+            "checkpoint-broadcast",
+            "GLOBAL omegaconf.dictconfig.DictConfig was not an allowed",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "ddp-on-cpu",
+            "device_ids and output_device arguments only work with",
+            marks=pytest.mark.slow,
+        ),
         ("", ""),
     ],
 )
