@@ -16,7 +16,8 @@ demo: $(VENV)/ready
 	@PATH="$(abspath $(BIN)):$$PATH" bash examples/localisation/demo.sh
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --durations 15
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile \
+	  --no-loadscope-reorder --durations 15
 
 test-slow: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

@@ -16,6 +16,15 @@ os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=_COPIES.name)
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+# Folders whose files take seconds each, as no others do.
+_LIGHT = ("checkpoint", "criterions", "data", "moe", "planning")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Light files last: workers then end together, and none begins a long file at the end."""
+    items.sort(key=lambda item: item.path.parent.name in _LIGHT)
+
+
 @pytest.fixture(scope="session")
 def reversal(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Binarised data of the reversal task, see `toy`."""
