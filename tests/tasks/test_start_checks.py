@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_ranks
-from fairseq.optim.adam import FairseqAdam, FairseqAdamConfig
+from optimizers import adam
 from torch import nn
 
 from zcode_plugin.errors import UserError
@@ -149,12 +149,6 @@ def test_experts_alone_need_another_backend() -> None:
     first, _ = run_ranks(_experts_alone, 2, "pytorch_ddp")
     assert first.endswith("experts alone are trained: give --ddp-backend legacy_ddp")
     assert run_ranks(_experts_alone, 2, "legacy_ddp") == ["", ""]
-
-
-def adam(parameters: list[nn.Parameter]) -> FairseqAdam:
-    config = FairseqAdamConfig(adam_betas="(0.9, 0.98)")
-    config.lr = [0.1]
-    return FairseqAdam(config, parameters)
 
 
 def _clipped(rank: int, shared: bool) -> tuple[float, list[float]]:

@@ -127,7 +127,7 @@ class TrainingTask(FairseqTask):
     def _check_start(self, cfg: Any, model: Any) -> None:
         """Refuse what the run must not start from; ready the model for another vocabulary."""
         # Of shards the names come with the optimizer, and the loader looks at them.
-        trained = () if fully_sharded.is_sharded(model) else self.trained_parameters
+        trained = () if fully_sharded.is_wanted() else self.trained_parameters
         pretrained = check_start(cfg, self.dictionary.symbols, trained)
         if pretrained is None:
             return
