@@ -20,6 +20,8 @@ from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE
 from zcode_plugin.checkpoint.vocabulary import check_same
 from zcode_plugin.errors import UserError
+from zcode_plugin.models.moe_config import MoEConfig
+from zcode_plugin.models.stored import as_namespace
 from zcode_plugin.moe.token_signs import SIGNS
 
 # What a model computes, as far as no shape of its weights shows it.
@@ -94,9 +96,9 @@ def aggregate(
     weights: dict[str, Any] = mean(shared, paths, 0, coefficients)
     state = dict(models[0].state)
     options = config.section(state, "model")
-    normalizes = _normalizes(options)
-    k = top_k or _own_k(options)
-    if gate_scale is None and normalizes:
+    gate = MoEConfig.from_namespace(as_namespace(options)).gate
+    k = top_k or gate.k
+    if gate_scale is None and gate.normalizes:
         gate_scale = 1.0
     scales = {}
     for layer in models[0].experts:
@@ -109,19 +111,9 @@ def aggregate(
     _finish(state, counts, weights)
     if top_k is not None:
         # "auto" follows the number, and would change what the experts' outputs are weighted by.
-        config.put(options, "moe_normalize_gate_prob", str(normalizes).lower())
+        config.put(options, "moe_normalize_gate_prob", str(gate.normalizes).lower())
         config.put(options, "moe_top_k", top_k)
     return state, scales
-
-
-def _own_k(options: Any) -> int:
-    return int(config.get(options, "moe_top_k", 1))
-
-
-def _normalizes(options: Any) -> bool:
-    """Whether the weights of a token's experts are made to sum to 1."""
-    normalize = str(config.get(options, "moe_normalize_gate_prob", "auto")).lower()
-    return _own_k(options) > 1 if normalize == "auto" else normalize == "true"
 
 
 def _shared(model: Gathered) -> dict[str, Any]:

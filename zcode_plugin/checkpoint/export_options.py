@@ -97,7 +97,6 @@ def model_options(
     _refuse(args)
     moe = MoEConfig.from_namespace(args)
     learned = moe.gate_is_learned
-    normalize = moe.gate.normalize
     options = {
         "vocab_size": len(weights["encoder.embed_tokens.weight"]),
         "activation_function": _ACTIVATIONS[str(args.activation_fn)],
@@ -110,7 +109,7 @@ def model_options(
         "gate": "learned" if learned else "hash",  # random gates are hash gates in evaluation
         "gate_sees_token": learned and moe.moe_gate_sees_token,
         "experts_per_token": int(moe.moe_top_k),
-        "normalize_gate": learned and bool(moe.moe_top_k > 1 if normalize is None else normalize),
+        "normalize_gate": learned and moe.gate.normalizes,
         "selection_bias": learned and moe.balance == "bias",
         "gate_in_float32": moe.gate.fp32,
         "residual_expert": bool(moe.moe_residual),

@@ -74,6 +74,11 @@ class GateOptions:
         if self.selection_bias and self.second_expert_policy == "sampling":
             raise ValueError("a selection bias needs experts chosen by score, not by sampling")
 
+    @property
+    def normalizes(self) -> bool:
+        """Whether a token's combine weights are made to sum to 1."""
+        return self.k > 1 if self.normalize is None else self.normalize
+
 
 class Gate(nn.Module):
     """What all gates share: the number of experts, the options, and routing under a capacity.
@@ -199,9 +204,8 @@ class TopKGate(Gate):
     def _combine_weights(self, score_TK: Tensor, routing: Routing) -> Tensor:
         """float32 [A]: the scores of the kept assignments, normalised as the options say."""
         options = self.options
-        normalize = options.k > 1 if options.normalize is None else options.normalize
         weight_A = score_TK.t().reshape(-1)[routing.slot_A]
-        if not normalize:
+        if not options.normalizes:
             return weight_A
         if options.normalize_before_dropping:
             total_T = score_TK.sum(1)
