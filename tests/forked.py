@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # which torch itself imports as late as it makes an optimizer
 
 
 def start(
