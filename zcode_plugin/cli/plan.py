@@ -25,7 +25,6 @@ example:
     -- --moe-expert-count 512
 """
 GB = 1e9
-_TENSOR = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,9 +110,8 @@ def run(args: argparse.Namespace) -> int:
         return 1
     best = fitting[0]
     print(f"to run {best['form']}:")
-    print(
-        f"  torchrun --nproc-per-node=... $(which fairseq-train) DATA {shlex.join(best['flags'])}"
-    )
+    flags = shlex.join(best["flags"])
+    print(f"  torchrun --nproc-per-node=... $(which fairseq-train) DATA {flags} ...")
     return 0
 
 
@@ -123,6 +121,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     zcode_plugin.register()
     from zcode_plugin.planning import forms
     from zcode_plugin.planning.activations import measure_activations
+    from zcode_plugin.planning.choice import possible_forms, refusal
     from zcode_plugin.planning.shapes import measure_shape
 
     for flag in ("ranks", "vocabulary", "max_tokens", "length"):
@@ -133,8 +132,10 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     activations = measure_activations(options, args.length)
     element = forms.ELEMENTS[args.precision]
     rows, left_out = [], {}
-    for form in _forms(args, options, shape.expert_layers):
-        if reason := _refusal(form, args.precision, options):
+    for form in possible_forms(
+        options, shape.expert_layers, args.ranks, args.expert_parallel_size, args.tensor
+    ):
+        if reason := refusal(form, args.precision, options):
             left_out[form.name] = reason
             continue
         memory = forms.training_memory(
@@ -160,22 +161,6 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _refusal(form: Form, precision: str, options: argparse.Namespace) -> str | None:
-    """What training would say to a form with this precision and model."""
-    from zcode_plugin.models.moe_checks import check_fully_sharded
-    from zcode_plugin.models.moe_config import MoEConfig
-
-    if form.zero != 3:
-        return None
-    chosen = {"fp16": precision != "fp32", precision.replace("-", "_"): True}
-    run = argparse.Namespace(**{**vars(options), **chosen})
-    try:
-        check_fully_sharded(run, MoEConfig.from_namespace(options))
-    except UserError as error:
-        return str(error)
-    return None
-
-
 def _model_options(args: argparse.Namespace) -> argparse.Namespace:
     from zcode_plugin.models.architectures import ARCHITECTURES, fill
     from zcode_plugin.models.moe_transformer import MoETransformer
@@ -196,73 +181,15 @@ class _ModelParser(argparse.ArgumentParser):
         raise UserError(f"flags of the model, after --: {message}")
 
 
-def _forms(
-    args: argparse.Namespace, options: argparse.Namespace, experts: tuple[int, ...]
-) -> list[Form]:
-    """The paper's, as far as they differ on so many ranks."""
-    from zcode_plugin.planning.forms import Form
-
-    size = _parallel(args, args.ranks, experts)
-    found = [Form(args.ranks, size, zero=zero) for zero in (0, 1, 3)]
-    found.append(Form(args.ranks, size, zero=3, offload=True))
-    tensor = _tensor(args, options)
-    if tensor > 1:
-        sliced = _parallel(args, args.ranks // tensor, experts)
-        found.append(Form(args.ranks, sliced, tensor))
-        found.append(Form(args.ranks, sliced, tensor, zero=3, offload=True))
-    return found
-
-
-def _parallel(args: argparse.Namespace, data_ranks: int, experts: tuple[int, ...]) -> int:
-    """P: what is asked for, in sliced forms as far as it divides their fewer data-parallel ranks.
-
-    Raises:
-        UserError: training would refuse it.
-    """
-    fitting = [
-        p
-        for p in range(1, data_ranks + 1)
-        if data_ranks % p == 0 and all(number % p == 0 for number in experts or (1,))
-    ]
-    wanted = args.expert_parallel_size
-    if wanted is None or (wanted not in fitting and data_ranks != args.ranks):
-        return max(fitting)
-    if wanted not in fitting:
-        numbers = ", ".join(str(number) for number in sorted(set(experts))) or "none"
-        raise UserError(
-            f"--expert-parallel-size {wanted} must divide --ranks {args.ranks} and the experts of "
-            f"each layer ({numbers}): give one of {', '.join(map(str, fitting))}"
-        )
-    return int(wanted)
-
-
-def _tensor(args: argparse.Namespace, options: argparse.Namespace) -> int:
-    """T of the sliced forms; 1 where nobody asked for them and they do not divide.
-
-    Raises:
-        UserError: training would refuse what is asked for.
-    """
-    from zcode_plugin.checkpoint.slices import check_divides
-
-    wanted = _TENSOR if args.tensor is None else args.tensor
-    try:
-        if wanted < 1 or args.ranks % wanted:
-            raise UserError(f"--tensor {wanted} must divide --ranks {args.ranks}")
-        check_divides(options, wanted)
-    except UserError:
-        if args.tensor is None:
-            return 1
-        raise
-    return int(wanted)
-
-
 def _flags(args: argparse.Namespace, form: Form) -> list[str]:
     precision = {
         "fp32": [],
         "fp16": ["--fp16", "--fp16-no-flatten-grads"],
         "memory-efficient-fp16": ["--memory-efficient-fp16"],
     }
-    flags = ["--user-dir", "zcode_plugin", "--arch", args.arch, *args.extra, *form.flags()]
+    flags = ["--user-dir", "zcode_plugin", "--task", "multitask_multilingual"]
+    flags += ["--criterion", "multitask_summed_loss", "--arch", args.arch]
+    flags += [*args.extra, *form.flags()]
     flags += ["--max-tokens", str(args.max_tokens), *precision[args.precision]]
     return [*flags, "--checkpoint-activations"] if args.checkpoint_activations else flags
 

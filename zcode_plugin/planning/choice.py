@@ -1,0 +1,103 @@
+"""The forms of parallelism of a model on so many ranks: those that training accepts."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from zcode_plugin.checkpoint.slices import check_divides
+from zcode_plugin.errors import UserError
+from zcode_plugin.models.moe_checks import check_fully_sharded
+from zcode_plugin.models.moe_config import MoEConfig
+from zcode_plugin.planning.forms import Form
+
+_TENSOR = 2
+
+
+def possible_forms(
+    options: argparse.Namespace,
+    experts: Sequence[int],
+    ranks: int,
+    parallel: int | None = None,
+    tensor: int | None = None,
+) -> list[Form]:
+    """The paper's forms, as far as they differ on so many ranks.
+
+    Args:
+        options: of the model.
+        experts: the number of experts of each MoE layer.
+        ranks: W.
+        parallel: P; by default the most that divides.
+        tensor: T of the sliced forms; by default 2, where it divides.
+
+    Raises:
+        UserError: P or T is asked for, and training would refuse it.
+    """
+    size = _parallel_size(parallel, ranks, ranks, experts)
+    found = [Form(ranks, size, zero=zero) for zero in (0, 1, 3)]
+    found.append(Form(ranks, size, zero=3, offload=True))
+    slices = _tensor_size(tensor, ranks, options)
+    if slices > 1:
+        size = _parallel_size(parallel, ranks, ranks // slices, experts)
+        found.append(Form(ranks, size, slices))
+        found.append(Form(ranks, size, slices, zero=3, offload=True))
+    return found
+
+
+def refusal(form: Form, precision: str, options: argparse.Namespace) -> str | None:
+    """What training would say to a form with this precision and model; None if it accepts.
+
+    Args:
+        form: one of `possible_forms`.
+        precision: `fp32`, `fp16` or `memory-efficient-fp16`.
+        options: of the model.
+    """
+    if form.zero != 3:
+        return None
+    chosen = {"fp16": precision != "fp32", precision.replace("-", "_"): True}
+    run = argparse.Namespace(**{**vars(options), **chosen})
+    try:
+        check_fully_sharded(run, MoEConfig.from_namespace(options))
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def _parallel_size(wanted: int | None, ranks: int, data_ranks: int, experts: Sequence[int]) -> int:
+    """P: what is asked for, in sliced forms as far as it divides their fewer data-parallel ranks.
+
+    Raises:
+        UserError: training would refuse it.
+    """
+    fitting = [
+        p
+        for p in range(1, data_ranks + 1)
+        if data_ranks % p == 0 and all(number % p == 0 for number in experts or (1,))
+    ]
+    if wanted is None or (wanted not in fitting and data_ranks != ranks):
+        return max(fitting)
+    if wanted not in fitting:
+        numbers = ", ".join(str(number) for number in sorted(set(experts))) or "none"
+        raise UserError(
+            f"--expert-parallel-size {wanted} must divide --ranks {ranks} and the experts of "
+            f"each layer ({numbers}): give one of {', '.join(map(str, fitting))}"
+        )
+    return wanted
+
+
+def _tensor_size(wanted: int | None, ranks: int, options: argparse.Namespace) -> int:
+    """T of the sliced forms; 1 where nobody asked for them and they do not divide.
+
+    Raises:
+        UserError: training would refuse what is asked for.
+    """
+    size = _TENSOR if wanted is None else wanted
+    try:
+        if size < 1 or ranks % size:
+            raise UserError(f"--tensor {size} must divide --ranks {ranks}")
+        check_divides(options, size)
+    except UserError:
+        if wanted is None:
+            return 1
+        raise
+    return size
