@@ -11,9 +11,9 @@ from torch import Tensor
 from zcode_plugin.moe.context import CallContext, ids_of_tokens
 from zcode_plugin.moe.gate import Gate
 from zcode_plugin.moe.gate_output import GateOutput
+from zcode_plugin.moe.token_signs import GOLDEN
 
-# Of a multiplicative hash: odd, with the bits of the golden ratio; int64 wraps around.
-_MULTIPLIER = -7046029254386353131
+# Of the product the high bits are the hash.
 _HIGH_BITS = 33
 
 
@@ -70,5 +70,5 @@ class RandomGate(HashGate):
 
 def hash_experts(id_T: Tensor, num_experts: int, k: int) -> Tensor:
     """Experts [T, k] of token ids [T], k different ones."""
-    hash_T = ((id_T.long() + 1) * _MULTIPLIER) >> _HIGH_BITS & 0x7FFFFFFF
+    hash_T = ((id_T.long() + 1) * GOLDEN) >> _HIGH_BITS & 0x7FFFFFFF
     return (hash_T.unsqueeze(1) + torch.arange(k, device=id_T.device)) % num_experts

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 SIGNS = 64
-# The odd constants of the SplitMix64 generator, as signed numbers; int64 wraps around.
-_STEP, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
+# The odd constants of the SplitMix64 generator, as signed numbers; int64 wraps around. The first
+# has the bits of the golden ratio.
+GOLDEN, _FIRST, _SECOND = -7046029254386353131, -4658895280553007687, -7723592293110705685
 
 
 def token_signs(id_T: Tensor) -> Tensor:
@@ -21,7 +22,7 @@ def token_signs(id_T: Tensor) -> Tensor:
     They are the same in all layers and on all machines, and those of two tokens differ in about
     half of the places.
     """
-    z_T = (id_T.long() + 1) * _STEP
+    z_T = (id_T.long() + 1) * GOLDEN
     z_T = (z_T ^ _shift(z_T, 30)) * _FIRST
     z_T = (z_T ^ _shift(z_T, 27)) * _SECOND
     z_T = z_T ^ _shift(z_T, 31)
