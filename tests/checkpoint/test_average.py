@@ -106,6 +106,26 @@ def test_checkpoints_of_different_models(
     assert str(refusal.value) == message.format(sets[0][0], sets[1][0])
 
 
+def test_checkpoints_of_different_vocabularies(tmp_path: Path) -> None:
+    def name(symbols: str, *langs: str) -> Callable[[State], None]:
+        return lambda state: state["task_state"].update(symbols=symbols, langs=[*langs])
+
+    one, two, three = (
+        write(tmp_path, shift, 1, name(*given))
+        for shift, given in enumerate(
+            (("a\nb", "de", "en"), ("b\na", "de", "en"), ("a\nb", "en", "de"))
+        )
+    )
+    with pytest.raises(
+        UserError, match="number 0 is b, here a"
+    ):
+        average_whole([one, two])
+    with pytest.raises(
+        UserError, match="have different languages, or another order"
+    ):
+        average_whole([one, three])
+
+
 def test_experts_that_pruning_numbered_otherwise(tmp_path: Path) -> None:
     def keep(*numbers: int) -> Callable[[State], None]:
         return lambda state: state.update(kept_experts={"encoder.layers.1": [*numbers]})

@@ -19,6 +19,7 @@ from zcode_plugin.errors import UserError
 
 OPTION_SETS: dict[str, dict[str, Any]] = {
     "pre-norm": {},
+    "name of the paper's": {"arch": "zcode_m3_10b"},
     "post-norm": {"encoder_normalize_before": False, "decoder_normalize_before": False},
     "learned positions": {"encoder_learned_pos": True, "decoder_learned_pos": True},
     "top-2 of different counts": {"moe_top_k": 2, "moe_expert_count": "4,2", "moe_freq": 2},

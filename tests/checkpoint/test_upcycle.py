@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.tensors import bit_equal
-from zcode_plugin.checkpoint.upcycle import FEED_FORWARD, dense_parameters
+from zcode_plugin.checkpoint.upcycle import _PARAMETERS, FEED_FORWARD, dense_parameters
 from zcode_plugin.cli.main import main
 from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.models.stored import as_namespace
@@ -226,6 +226,24 @@ def test_moments_follow_their_parameters(tmp_path: Path, arch: str) -> None:
         )
         assert moments["step"] == 7
         assert torch.all(moments["exp_avg"] == before.index(origin)), name
+
+
+@pytest.mark.parametrize(
+    ("trained", "expected"),
+    [
+        (["encoder.embed_tokens.weight"], ["encoder.embed_tokens.weight"]),
+        (["decoder.layers.1.fc1.weight", "decoder.layer_norm.weight"],
+         [*(f"decoder.layers.1.moe_layer.{name}" for name in _PARAMETERS),
+          "decoder.layer_norm.weight"]),
+    ],
+)  # fmt: skip
+def test_experts_of_layers_that_were_not_trained_are_no_parameters(
+    tmp_path: Path, trained: list[str], expected: list[str]
+) -> None:
+    """A run with --freeze-except."""
+    dense = dense_state("moe_transformer_tiny_dense")
+    dense["task_state"]["parameters"] = trained
+    assert upcycle(tmp_path, dense)["task_state"]["parameters"] == expected
 
 
 def test_without_with_optimizer_there_is_none(tmp_path: Path) -> None:

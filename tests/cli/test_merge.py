@@ -74,6 +74,11 @@ def test_one_file_needs_no_merging(here: Run, tmp_path: Path) -> None:
     ended = here("merge", path)
     assert ended.returncode == 0
     assert ended.stdout == f"{path} is one file for all ranks: nothing to merge\n"
+    ended = here("merge", path, "--out", tmp_path / "model.pt")
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"zcode merge: error: {path} is one file for all ranks: use it as it is, without --out\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,9 @@ def test_one_file_needs_no_merging(here: Run, tmp_path: Path) -> None:
         (["{0}", "--out", "{none}/x.pt"], "--out {none}/x.pt: there is no folder {none}; make it "
          "first"),
         (["{0}", "--out", ".", "--force"], "--out . is a folder: name a file"),
+        (["{0}", "--out", "x-rank-0.pt"], "--out x-rank-0.pt: give the name without -rank-0"),
+        (["{0}", "--out", "x-shard1.pt"], "--out x-shard1.pt: give the name without -shard1"),
+        (["."], ". is a folder: name a checkpoint in it"),
     ],
 )  # fmt: skip
 def test_mistakes(

@@ -18,7 +18,7 @@ from zcode_plugin.checkpoint import config, names
 from zcode_plugin.checkpoint.average import mean
 from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE
-from zcode_plugin.checkpoint.vocabulary import check_same
+from zcode_plugin.checkpoint.vocabulary import check_alike
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.stored import as_namespace
@@ -243,17 +243,7 @@ def _check_alike(first: Gathered, other: Gathered, first_path: Path, path: Path)
     if first.experts.keys() != other.experts.keys():
         layers = sorted(first.experts.keys() ^ other.experts.keys())
         raise UserError(f"{path} and {first_path}: only one of them has experts in {layers[0]}")
-    states = [model.state.get("task_state") or {} for model in (first, other)]
-    langs = [state.get("langs") or [] for state in states]
-    if all(langs) and langs[0] != langs[1]:
-        raise UserError(
-            f"{path} and {first_path} have different languages, or another order of them: "
-            f"{','.join(langs[1])} and {','.join(langs[0])}"
-        )
-    symbols = states[0].get("symbols")
-    if symbols is not None:
-        remedy = f"give all models the dictionary of {first_path}"
-        check_same(other.state, symbols.split("\n"), f"{path} (beside {first_path})", remedy)
+    check_alike(first.state, other.state, first_path, path)
     _check_shapes(first, other, first_path, path)
 
 

@@ -13,6 +13,7 @@ from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.gather import gather, gather_pieces
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import bit_equal, identity, weights
+from zcode_plugin.checkpoint.vocabulary import check_alike
 from zcode_plugin.errors import UserError
 
 # What stock names the checkpoints of each epoch, and of every so many updates in it.
@@ -87,6 +88,8 @@ def _average(states: list[dict[str, Any]], paths: Sequence[Path]) -> dict[str, A
     for path, state in zip(paths, states, strict=True):
         config.check_not_quantised(state, path, "to average")
     latest = max(range(len(states)), key=lambda index: config.num_updates(states[index]))
+    for path, state in zip(paths[1:], states[1:], strict=True):
+        check_alike(states[0], state, paths[0], path)
     _check_same_experts(states, paths)
     parts = [weights(state) for state in states]
     for path, part in zip(paths, parts, strict=True):

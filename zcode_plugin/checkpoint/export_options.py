@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from fairseq.models import ARCH_MODEL_NAME_REGISTRY
 from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer.transformer_legacy import base_architecture
 from omegaconf import DictConfig, OmegaConf
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from zcode_plugin.checkpoint import config, names
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.moe_config import MoEConfig
+from zcode_plugin.models.stored import OURS
 
 REMEDY = "--format safetensors writes the weights as they are"
 
@@ -61,8 +63,8 @@ def all_options(state: Mapping[str, Any]) -> Namespace:
         section = OmegaConf.to_container(section, resolve=True)
     args = Namespace(**(section if isinstance(section, dict) else vars(section)))
     arch = str(getattr(args, "arch", None) or getattr(args, "_name", None))
-    if not arch.startswith("moe_transformer"):
-        raise UserError(f"--arch {arch} is no moe_transformer, which alone can be exported")
+    if ARCH_MODEL_NAME_REGISTRY.get(arch) != OURS:
+        raise UserError(f"--arch {arch} is no {OURS}, which alone can be exported")
     base_architecture(args)
     moe = MoEConfig.from_namespace(args)
     for field in _public_fields(moe):

@@ -46,6 +46,7 @@ def find_files(path: Path, *, shards_too: bool = False) -> list[Path]:
     Raises:
         UserError: there are none.
     """
+    names.check_no_folder(path)
     if names.shard_of(path) is None:
         if names.rank_of(path) is None and path.is_file():
             return [path]

@@ -191,6 +191,16 @@ def find_rank_files(path: Path) -> dict[int, Path]:
     return {}
 
 
+def check_no_folder(path: Path) -> None:
+    """Refuse a folder where a checkpoint is to be named.
+
+    Raises:
+        UserError: it is one.
+    """
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name a checkpoint in it")
+
+
 def check_whole(path: Path) -> None:
     """Refuse all but a checkpoint that one process can load.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -215,15 +216,18 @@ def _draw(seed: int, key: str, shape: Sequence[int]) -> torch.Tensor:
 
 
 def _with_experts(parameters: Sequence[str], layers: Sequence[str]) -> list[str]:
-    """The names of parameters in their order, as the model with experts numbers them."""
+    """The names of parameters in their order, as the model with experts numbers them.
+
+    A layer whose feed-forward network was not trained has no experts among them.
+    """
     replaced = {f"{layer}.{name}" for layer in layers for name in FEED_FORWARD}
-    kept = [
-        name for name in parameters if name not in replaced and not names.is_fast_path_copy(name)
-    ]
-    for layer in layers:
-        last = max(index for index, name in enumerate(kept) if name.startswith(f"{layer}."))
-        kept[last + 1 : last + 1] = [f"{layer}.moe_layer.{name}" for name in _PARAMETERS]
-    return kept
+    made: list[str] = []
+    for layer, group in groupby(parameters, lambda name: ".".join(name.split(".")[:3])):
+        found = [name for name in group if not names.is_fast_path_copy(name)]
+        made += [name for name in found if name not in replaced]
+        if replaced.intersection(found):
+            made += [f"{layer}.moe_layer.{name}" for name in _PARAMETERS]
+    return made
 
 
 def _upcycle_optimizer(state: dict[str, Any], moments: Moments, recipe: Recipe) -> None:

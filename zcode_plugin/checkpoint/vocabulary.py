@@ -97,3 +97,23 @@ def check_same(state: Mapping[str, Any], symbols: Sequence[str], what: str, reme
         f"{what} has another vocabulary ({len(own):,} symbols, this run {len(symbols):,}; number "
         f"{row} is {theirs}, here {ours}): {remedy}"
     )
+
+
+def check_alike(
+    first: Mapping[str, Any], other: Mapping[str, Any], first_path: Path, path: Path
+) -> None:
+    """Refuse checkpoints of different languages or vocabularies, whose weights do not add up.
+
+    Raises:
+        UserError: naming what differs; of checkpoints that do not name theirs nothing is known.
+    """
+    langs = [(state.get("task_state") or {}).get("langs") or [] for state in (first, other)]
+    if all(langs) and langs[0] != langs[1]:
+        raise UserError(
+            f"{path} and {first_path} have different languages, or another order of them: "
+            f"{','.join(langs[1])} and {','.join(langs[0])}"
+        )
+    symbols = symbols_of(first)
+    if symbols is not None:
+        remedy = f"give all models the dictionary of {first_path}"
+        check_same(other, symbols, f"{path} (beside {first_path})", remedy)

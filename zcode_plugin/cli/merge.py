@@ -33,21 +33,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Merge, or say that there is nothing to merge."""
+    names.check_no_folder(args.checkpoint)
     files = names.find_rank_files(args.checkpoint)
     if not files and not (names.shard_of(args.checkpoint) is None and args.checkpoint.is_file()):
         files = names.find_shards(args.checkpoint)
     if not files:
-        return _nothing_to_merge(args.checkpoint)
+        return _nothing_to_merge(args.checkpoint, args.out)
     output = args.out or names.without_rank(names.without_shard(args.checkpoint))
     check_output(output, list(files.values()), force=args.force)
     _merge(files, output)
     return 0
 
 
-def _nothing_to_merge(checkpoint: Path) -> int:
+def _nothing_to_merge(checkpoint: Path, output: Path | None) -> int:
     if names.rank_of(checkpoint) is not None or not checkpoint.is_file():
         other = names.with_rank(names.without_rank(checkpoint), 0)
         raise UserError(f"there is no {checkpoint}, nor {other}: name a checkpoint")
+    if output is not None:  # which whoever goes on with it would miss
+        raise UserError(f"{checkpoint} is one file for all ranks: use it as it is, without --out")
     print(f"{checkpoint} is one file for all ranks: nothing to merge")
     return 0
 

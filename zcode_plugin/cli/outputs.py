@@ -22,12 +22,18 @@ def output_name(out: str, first: Path) -> Path:
     path = Path(out)
     if path.suffix != ".pt" or out.endswith("/") or path.is_dir():
         path = path / names.without_rank(names.without_shard(first)).name
-    elif names.rank_of(path) is not None:
-        suffix = path.stem.removeprefix(names.without_rank(path).stem)
-        raise UserError(f"--out {path}: give the name without {suffix}")
+    _check_name(path)
     if not path.parent.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {path.parent.parent}; make it first")
     return path
+
+
+def _check_name(path: Path) -> None:
+    """Refuse the name of a rank's file, which readers take for one of several."""
+    whole = names.without_rank(names.without_shard(path))
+    if whole != path:
+        suffix = path.stem.removeprefix(whole.stem)
+        raise UserError(f"--out {path}: give the name without {suffix}")
 
 
 def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +59,7 @@ def check_output(output: Path, inputs: list[Path], *, force: bool) -> None:
         UserError: naming the file or the folder.
     """
     check_outputs([output], output, inputs, force=force)
+    _check_name(output)
     check_file(output)
 
 
