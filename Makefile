@@ -40,7 +40,7 @@ docs: $(VENV)/ready
 
 # Into the Python environment that is active, for those who manage their own.
 install:
-	python -m pip install "$(TORCH)"
+	python -m pip install $(TORCH)
 	python -m pip install --no-deps $(STOCK)
 	python -m pip install .
 

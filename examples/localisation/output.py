@@ -17,10 +17,7 @@ from wheels import CorpusError, sha256_of
 def write_corpus(files: Mapping[str, Sequence[str]], out: Path, manifest: dict[str, Any]) -> None:
     """Replace out/raw by `files` and write out/corpus.json last; nothing is left half-written."""
     raw, manifest_path = out / "raw", out / "corpus.json"
-    if raw.exists() and not manifest_path.exists():
-        raise CorpusError(
-            f"{raw} was not written by this script; remove it or choose another --out"
-        )
+    check_own(raw, manifest_path)
     with tempfile.TemporaryDirectory(dir=out, prefix=".building-") as scratch:
         fresh, old = Path(scratch) / "raw", Path(scratch) / "old"
         fresh.mkdir()
@@ -38,6 +35,24 @@ def write_corpus(files: Mapping[str, Sequence[str]], out: Path, manifest: dict[s
             os.rename(raw, old)
         os.rename(fresh, raw)
         os.replace(Path(scratch) / "corpus.json", manifest_path)
+
+
+def check_own(raw: Path, manifest_path: Path) -> None:
+    """Refuse to replace what was not written by a script of a corpus.
+
+    Raises:
+        CorpusError: naming it.
+    """
+    if not raw.exists():
+        return
+    remedy = "was not written by this script; move it away or choose another --out"
+    try:
+        own = json.loads(manifest_path.read_text(encoding="utf-8"))["files"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise CorpusError(f"{raw} {remedy}") from None
+    for path in sorted(raw.rglob("*")):
+        if path.is_file() and path.relative_to(raw).as_posix() not in own:
+            raise CorpusError(f"{path} {remedy}")
 
 
 def is_finished(out: Path, arguments: Mapping[str, Any]) -> bool:

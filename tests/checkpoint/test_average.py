@@ -116,13 +116,9 @@ def test_checkpoints_of_different_vocabularies(tmp_path: Path) -> None:
             (("a\nb", "de", "en"), ("b\na", "de", "en"), ("a\nb", "en", "de"))
         )
     )
-    with pytest.raises(
-        UserError, match="number 0 is b, here a"
-    ):
+    with pytest.raises(UserError, match="number 0 is b, here a"):
         average_whole([one, two])
-    with pytest.raises(
-        UserError, match="have different languages, or another order"
-    ):
+    with pytest.raises(UserError, match="have different languages, or another order"):
         average_whole([one, three])
 
 

@@ -276,3 +276,15 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         (partial / "other").write_text("new")
     assert [item.name for item in path.iterdir()] == ["other"]
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "old").mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "old")
+    with whole_folder(link) as partial:
+        (partial / "file").touch()
+    assert link.is_symlink()
+    assert [item.name for item in link.iterdir()] == ["file"]
+    assert [item.name for item in (tmp_path / "disk").iterdir()] == ["old"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["disk", "link"]

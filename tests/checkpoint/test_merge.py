@@ -202,6 +202,20 @@ def test_missing_and_foreign_ranks_are_named(
     assert str(refusal.value).startswith(message.format(folder=tmp_path))
 
 
+@pytest.mark.parametrize("is_there", [False, True], ids=["missing", "of an older save"])
+def test_a_save_that_has_not_ended_is_told(tmp_path: Path, is_there: bool) -> None:
+    states = {rank: rank_state(rank, 2) for rank in range(2)}
+    states[1]["optimizer_history"][-1]["num_updates"] -= 1
+    files = write_rank_files(tmp_path, states)
+    partial = tmp_path / "checkpoint_last-rank-1.pt.tmp"
+    partial.touch()
+    if not is_there:
+        files.pop(1).unlink()
+    with pytest.raises(UserError) as refusal:
+        merge(files)
+    assert str(refusal.value).startswith(f"{partial} is of a save that has not ended: wait for it")
+
+
 def test_bit_equality_is_of_bits() -> None:
     nan = torch.tensor(float("nan"))
     assert bit_equal(nan, nan.clone())

@@ -125,8 +125,10 @@ def test_a_failure_of_fairseq_generate_is_told_in_one_line(
          "name another"),
         (["{data}", "--path", "d.pt", "--out", "/dev/null"], "--out /dev/null is no ordinary file: "
          "name one, or a file to be made"),
-        (["{data}", "--path", "d.pt", "--translations", "d.pt"], "--translations: d.pt is no "
+        (["{data}", "--path", "d.pt", "--translations", "d.pt"], "--translations d.pt is no "
          "folder"),
+        (["{data}", "--path", "a:b.pt"], "a:b.pt: fairseq takes what stands between colons for "
+         "several paths: rename it, or make a link to it without any"),
         (["{data}", "--path", "d.pt", "--sacrebleu-tokenizer", "14a"], "--sacrebleu-tokenizer 14a: "
          "sacreBLEU has no '14a'; did you mean 13a?"),
     ],

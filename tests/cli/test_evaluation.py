@@ -134,6 +134,15 @@ def test_options_of_the_task_are_those_of_the_checkpoint(task: Any, arguments: s
     assert " ".join(generation.task_arguments(task)) == arguments
 
 
+def test_a_task_of_one_direction() -> None:
+    task = {"_name": "translation", "source_lang": "de", "target_lang": "en"}
+    every = [DE_EN, EN_DE, FR_EN]
+    assert generation.trained_directions(every, task) == [DE_EN]
+    assert generation.trained_directions(every, MULTITASK) == every
+    with pytest.raises(UserError, match="no data of de-en, in which the checkpoint was trained"):
+        generation.trained_directions([FR_EN], task)
+
+
 @pytest.mark.parametrize(
     ("task", "name"), [({"_name": "language_modeling"}, "language_modeling"), ({}, "not named")]
 )
@@ -142,12 +151,24 @@ def test_other_tasks_are_refused(task: Any, name: str) -> None:
         generation.task_arguments(task)
 
 
-def test_arguments_of_fairseq_generate() -> None:
+@pytest.mark.parametrize(
+    ("symbols", "joining"),
+    [
+        ("the tree", ""),
+        ("the hou@@", "--remove-bpe subword_nmt "),
+        ("\u2581the use@@", "--remove-bpe sentencepiece "),
+        (None, ""),  # fairseq-generate says that there is no dictionary
+    ],
+)
+def test_arguments_of_fairseq_generate(tmp_path: Path, symbols: str | None, joining: str) -> None:
+    if symbols is not None:
+        text = "".join(f"{symbol} 1\n" for symbol in symbols.split())
+        (tmp_path / "dict.en.txt").write_text(text, encoding="utf-8")
     arguments = generation.generate_arguments(
-        Path("data"), Path("x.pt"), Path("plugin"), DE_EN, ["--task", "t"], ["--beam", "2"]
+        tmp_path, Path("x.pt"), Path("plugin"), DE_EN, ["--task", "t"], ["--beam", "2"]
     )
     assert " ".join(arguments) == (
-        "data --path x.pt --user-dir plugin --task t -s de -t en --remove-bpe sentencepiece "
+        f"{tmp_path} --path x.pt --user-dir plugin --task t -s de -t en {joining}"
         "--scoring sacrebleu --no-progress-bar --beam 2"
     )
 

@@ -68,6 +68,9 @@ def test_the_default_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
         (["--", "--moe-balance", "bias"], ["E+Z3", "E+Z-Off"],
          "--fp16 and --moe-balance bias cannot go with --ddp-backend fully_sharded: "),
         (["--precision", "fp32", "--", "--moe-balance", "bias"], [], ""),
+        (["--tensor", "2", "--", "--adaptive-softmax-cutoff", "100"], ["E+M", "E+Z-Off+M"],
+         "--adaptive-softmax-cutoff cannot go with --model-parallel-size 2"),
+        (["--ranks", "1"], ["Z1"], "--zero-sharding os spreads the optimizer's state over ranks"),
     ],
 )  # fmt: skip
 def test_forms_that_training_refuses_are_left_out(
@@ -111,6 +114,15 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
         (["--ranks", "4", "--tensor", "3"], "--tensor 3 must divide --ranks 4"),
         (["--ranks", "6", "--tensor", "3"], "must divide --encoder-attention-heads 4"),
         (["--ranks", "4", "--", "--moe-expert-cont", "3"], "flags of the model, after --: "),
+        (
+            ["--ranks", "2", "--", "--encoder-embed-dim", "98"],
+            "flags of the model, after --: embed_dim must be divisible by num_heads",
+        ),
+        (
+            ["--ranks", "2", "--", "--decoder-embed-dim", "64"],
+            "flags of the model, after --: --share-all-embeddings requires",
+        ),
+        (["--ranks", "2", "--length", "2000"], "--length 2000: a sentence has at most 1024 tokens"),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

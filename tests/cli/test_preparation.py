@@ -174,6 +174,16 @@ def test_a_partial_folder_is_renamed_or_removed(tmp_path: Path) -> None:
     assert [path.name for path in final.iterdir()] == ["file"]
 
 
+def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk" / "data").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "data")
+    with manifest.partial_folder(tmp_path / "link") as partial:
+        (partial / "file").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert [path.name for path in (tmp_path / "disk" / "data").iterdir()] == ["file"]
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
+
+
 def test_the_folder_of_a_running_process_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "data.partial-1").mkdir()  # process 1 always runs
     (tmp_path / "data.partial-mine").mkdir()

@@ -146,8 +146,21 @@ def test_a_folder_of_somebody_else_is_not_replaced(make_out: MakeOut) -> None:
     (out / "raw" / "mine.txt").write_text("precious")
     done = build_small(out)
     assert done.returncode == 2
-    assert "was not written by this script; remove it or choose another --out" in done.stderr
+    assert "was not written by this script; move it away or choose another --out" in done.stderr
     assert os.listdir(out / "raw") == ["mine.txt"]
+
+
+def test_a_file_that_somebody_added_is_not_removed(make_out: MakeOut) -> None:
+    out = make_out("corpus")
+    assert build_small(out).returncode == 0
+    mine = out / "raw" / "train.en-xx.xx"
+    mine.write_text("precious")
+    done = build_small(out, "--seed", "2")
+    assert done.returncode == 2
+    assert f"{mine} was not written by this script; move it away" in done.stderr
+    assert mine.read_text() == "precious"
+    mine.unlink()
+    assert build_small(out, "--seed", "2").returncode == 0
 
 
 def test_a_damaged_wheel_is_named(make_out: MakeOut) -> None:

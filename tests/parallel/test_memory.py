@@ -12,8 +12,9 @@ import pytest
 import torch
 from ranks import train
 
+from zcode_plugin.checkpoint.slices import sliced_dim
 from zcode_plugin.planning.forms import ELEMENTS, Form, Memory, state_memory
-from zcode_plugin.planning.shapes import ModelShape, is_sliced
+from zcode_plugin.planning.shapes import ModelShape
 
 # Gradients in shards are parts of buckets: 25 MB / ranks would hide those of a tiny model.
 RUN = (
@@ -61,7 +62,7 @@ def held(model: Any, optimizer: Any) -> dict[str, Any]:
 
     return {
         "dense": sum(dense.values()),
-        "sliced": sum(number for name, number in dense.items() if is_sliced(name)),
+        "sliced": sum(number for name, number in dense.items() if sliced_dim(name) is not None),
         "experts": sum(p.numel() for name, p in named.items() if name not in dense),
         "bytes": [
             stored(kept("data", "_fp32_shard", "_fp16_shard", "_full_param_padded")),

@@ -26,13 +26,21 @@ def check_ranks(files: list[Path], state: Mapping[str, Any]) -> None:
     ranks = {names.rank_of(path): path for path in files}
     for rank in range(expected):
         if rank not in ranks:
-            raise UserError(
-                f"{named(names.without_rank(files[0]), rank)} is missing: the run had {what}, each "
-                "of which wrote a file"
-            )
+            missing = named(names.without_rank(files[0]), rank)
+            _check_finished(missing)
+            raise UserError(f"{missing} is missing: the run had {what}, each of which wrote a file")
     for found, path in ranks.items():
         if found not in range(expected):
             raise UserError(f"{path} is of another run: this one had {what}; move the file away")
+
+
+def _check_finished(*paths: Path) -> None:
+    for path in paths:
+        if (partial := names.unfinished(path)).exists():
+            raise UserError(
+                f"{partial} is of a save that has not ended: wait for it; if it was interrupted, "
+                "start the run once, which completes it"
+            )
 
 
 def check_name(state: Mapping[str, Any], path: Path) -> None:
@@ -66,6 +74,7 @@ def check_same_save(
     """
     updates = config.num_updates(first_state), config.num_updates(state)
     if updates[0] != updates[1]:
+        _check_finished(first, path)
         raise UserError(
             f"{path} was saved after {updates[1]} updates but {first} after {updates[0]}: "
             "use files of one save"

@@ -73,23 +73,26 @@ def check_not_here(path: Path) -> None:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name, and its place, at the end.
 
-    On any failure `path` is what it was, and nothing is left behind.
+    Of a link, that to which it leads. On any failure `path` is what it was, and nothing is left
+    behind.
 
     Raises:
         UserError: a file cannot be written.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    place = path.resolve()
+    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
     try:
         partial.mkdir()
         yield partial
-        _take_place(partial, path)
+        take_place(partial, place)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _take_place(partial: Path, path: Path) -> None:
+def take_place(partial: Path, path: Path) -> None:
+    """Give a folder the name of another, which is removed; where that fails, all is as it was."""
     # No rename replaces a folder that holds something: the old one steps aside first.
     old = path.with_name(f".{path.name}.old-{os.getpid()}")
     is_there = path.exists()

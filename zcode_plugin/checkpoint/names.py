@@ -191,6 +191,11 @@ def find_rank_files(path: Path) -> dict[int, Path]:
     return {}
 
 
+def unfinished(path: Path) -> Path:
+    """Where a save writes a file before it gets its name."""
+    return path.with_name(f"{path.name}.tmp")
+
+
 def check_no_folder(path: Path) -> None:
     """Refuse a folder where a checkpoint is to be named.
 

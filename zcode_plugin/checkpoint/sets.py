@@ -24,7 +24,7 @@ def finish_save(whole: Path, paths: Sequence[Path]) -> None:
     All files were whole then. Those that have no name yet are those of the newest update, under
     their temporary names; a mixture that is anything else stays as it is.
     """
-    if not any(_partial(path).exists() for path in paths):
+    if not any(names.unfinished(path).exists() for path in paths):
         return  # nothing need be read
     updates = dict.fromkeys(paths, -1)
     for path in updates:
@@ -33,17 +33,12 @@ def finish_save(whole: Path, paths: Sequence[Path]) -> None:
             updates[path] = -1 if found is None else found
     newest = max(updates.values())
     behind = [path for path, number in updates.items() if number < newest]
-    partials = [_partial(path) for path in behind]
+    partials = [names.unfinished(path) for path in behind]
     if not behind or any(_updates(partial) != newest for partial in partials):
         return
     for partial, path in zip(partials, behind, strict=True):
         os.replace(partial, path)
     logger.warning("completed the interrupted save of %s after %d updates", whole, newest)
-
-
-def _partial(path: Path) -> Path:
-    """Where a file is written before it gets its name."""
-    return path.with_name(f"{path.name}.tmp")
 
 
 def other_set(whole: Path, layout: Layout) -> str:

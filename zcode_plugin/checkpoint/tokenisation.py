@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint.export_options import REMEDY
 from zcode_plugin.checkpoint.folders import SENTENCEPIECE
 from zcode_plugin.data.languages import (
     add_special_symbols,
@@ -61,6 +62,11 @@ def find_vocabulary(
     kept = state.get("task_state") or {}
     langs = list(kept.get("langs") or _languages(task, data))
     own = kept["symbols"].split("\n") if kept.get("symbols") else None
+    if own is None and config.get(task, "_name") == "translation":
+        raise UserError(
+            f"{checkpoint} is of stock's task translation, whose vocabulary has no language "
+            f"tokens: {REMEDY}"
+        )
     with_objectives = bool(config.get(task, "objective_token", False))
     read = None
     if data is not None:

@@ -40,7 +40,8 @@ def quiet_libraries() -> Iterator[None]:
         logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
+            for category in (UserWarning, FutureWarning):
+                warnings.simplefilter("ignore", category)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):

@@ -20,12 +20,18 @@ from zcode_plugin.checkpoint import config, names
 from zcode_plugin.cli.evaluation import comet, generation, scores
 from zcode_plugin.cli.evaluation.generation import Direction, Translations
 from zcode_plugin.cli.evaluation.scores import Score
-from zcode_plugin.cli.outputs import check_file, write_texts
-from zcode_plugin.cli.stock import StockCommand, StockJob, StockResult, available_cores
+from zcode_plugin.cli.outputs import check_file, check_folder, write_texts
+from zcode_plugin.cli.stock import (
+    StockCommand,
+    StockJob,
+    StockResult,
+    available_cores,
+    check_no_colon,
+)
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Translate every direction with stock fairseq-generate; print a table of BLEU and
-chrF++. References are those in DATA, in the spelling that SentencePiece's normalisation gives
+chrF++. References are those in DATA, in the spelling that their pieces give
 them."""
 EPILOG = """What follows -- goes to fairseq-generate as it is.
 
@@ -57,7 +63,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("data", type=Path, metavar="DATA", help="folder of binarised data")
     add("--path", type=Path, required=True, metavar="CKPT", help="checkpoint, merged if of ranks")
-    add("--pairs", help="directions, as de-en,en-de (default: both of every pair of the split)")
+    add(
+        "--pairs",
+        help="directions, as de-en,en-de (default: both of every pair of the split; with stock's task "
+        "translation its own)",
+    )
     add("--gen-subset", default="test", metavar="SPLIT", help="split of DATA (default: test)")
     add("--beam", type=int, default=5, metavar="N", help="beam size (default: 5)")
     add(
@@ -99,7 +109,10 @@ def run(args: argparse.Namespace) -> int:
     from zcode_plugin.checkpoint import io
 
     state = io.load_options(args.path)
-    task = generation.task_arguments(config.section(state, "task"))
+    section = config.section(state, "task")
+    task = generation.task_arguments(section)
+    if args.pairs is None:
+        directions = generation.trained_directions(directions, section)
     updates = config.num_updates(state)
     del state
     evaluation = _evaluate(args, directions, task, tokenizers, updates)
@@ -123,6 +136,8 @@ def run(args: argparse.Namespace) -> int:
 def _check_arguments(args: argparse.Namespace) -> None:
     if not args.data.is_dir():
         raise UserError(f"there is no data folder {args.data}: make one with zcode prepare")
+    for path in (args.data, args.path):
+        check_no_colon(path)
     names.check_whole(args.path)
     for flag, value in (("--beam", args.beam), ("--max-tokens", args.max_tokens)):
         if value < 1:
@@ -131,9 +146,8 @@ def _check_arguments(args: argparse.Namespace) -> None:
         raise UserError(f"--jobs {args.jobs} must be at least 1")
     if args.out is not None:
         check_file(args.out, [args.path], makes_folder=True)
-    kept = args.translations
-    if kept is not None and kept.exists() and not kept.is_dir():
-        raise UserError(f"--translations: {kept} is no folder")
+    if args.translations is not None:
+        check_folder(args.translations, "--translations")
 
 
 def _default_jobs(checkpoint: Path) -> int:

@@ -81,15 +81,27 @@ def check_file(path: Path, inputs: Sequence[Path] = (), *, makes_folder: bool = 
         raise UserError(f"--out {path} is no ordinary file: name one, or a file to be made")
     if path.resolve() in {one.resolve() for one in inputs}:
         raise UserError(f"--out {path} is one of the files to read: name another")
-    folder = path.parent
-    while makes_folder and not folder.exists():
+    if not makes_folder and not path.parent.exists():
+        raise UserError(f"--out {path}: there is no folder {path.parent}; make it first")
+    check_folder(path.parent, f"--out {path}:")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """A folder is there, or can be made, and takes files.
+
+    Args:
+        folder: of files to be written.
+        what: the start of the error.
+
+    Raises:
+        UserError: it is none, or takes no files.
+    """
+    while not folder.exists():
         folder = folder.parent
-    if not folder.exists():
-        raise UserError(f"--out {path}: there is no folder {folder}; make it first")
     if not folder.is_dir():
-        raise UserError(f"--out {path}: {folder} is no folder")
+        raise UserError(f"{what} {folder} is no folder")
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--out {path}: {folder} takes no files; name another folder")
+        raise UserError(f"{what} {folder} takes no files; name another folder")
 
 
 def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force: bool) -> None:

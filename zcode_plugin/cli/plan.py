@@ -25,6 +25,7 @@ example:
     -- --moe-expert-count 512
 """
 GB = 1e9
+_POSITIONS = 1024  # which training has by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,9 +128,16 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     for flag in ("ranks", "vocabulary", "max_tokens", "length"):
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)} is too small")
+    if args.length > _POSITIONS:
+        raise UserError(f"--length {args.length}: a sentence has at most {_POSITIONS} tokens")
     options = _model_options(args)
-    shape = measure_shape(options, args.vocabulary)
-    activations = measure_activations(options, args.length)
+    try:
+        shape = measure_shape(options, args.vocabulary)
+        activations = measure_activations(options, args.length)
+    except UserError:
+        raise
+    except (AssertionError, ValueError) as error:  # fairseq's, of shapes that no model can have
+        raise UserError(f"flags of the model, after --: {error}") from error
     element = forms.ELEMENTS[args.precision]
     rows, left_out = [], {}
     for form in possible_forms(
@@ -171,7 +179,7 @@ def _model_options(args: argparse.Namespace) -> argparse.Namespace:
     MoETransformer.add_args(parser)
     options = parser.parse_args(args.extra)
     options.arch = args.arch
-    options.max_source_positions = options.max_target_positions = 1024
+    options.max_source_positions = options.max_target_positions = _POSITIONS
     fill(options, ARCHITECTURES[args.arch])
     return options
 

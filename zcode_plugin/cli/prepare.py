@@ -14,7 +14,7 @@ from zcode_plugin.cli.preparation import inventory, manifest, subwords
 from zcode_plugin.cli.preparation.binarise import statistics_rows
 from zcode_plugin.cli.preparation.inventory import Inventory, Selection
 from zcode_plugin.cli.preparation.pipeline import Plan, Prepared, build
-from zcode_plugin.cli.stock import available_cores
+from zcode_plugin.cli.stock import available_cores, check_no_colon
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = "Make a SentencePiece model, one dictionary and binarised data of raw text."
@@ -99,6 +99,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         raise UserError("no text is given: name a folder with --raw or files with --tsv")
     if "," in str(args.out):
         raise UserError(f"--out {args.out}: fairseq-preprocess parts names at commas; use none")
+    check_no_colon(args.out)
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers} must be at least 1")
     langs = None if args.langs is None else inventory.parse_languages(args.langs)

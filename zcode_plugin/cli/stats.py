@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zcode_plugin.cli.console import count, format_table, quiet_libraries, step
 from zcode_plugin.cli.outputs import add_checkpoint_argument, check_file, check_outputs, write_texts
+from zcode_plugin.cli.stock import check_no_colon
 from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list
 
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     check_file(args.out)
     if not args.data.is_dir():
         raise UserError(f"there is no folder {args.data}")
+    check_no_colon(args.data)
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens} is too small")
     with io.well_formed(args.checkpoint):

@@ -24,6 +24,19 @@ from zcode_plugin.errors import UserError
 WORKER = Path(__file__).with_name("stock_worker.py")
 
 
+def check_no_colon(path: Path) -> None:
+    """Refuse a name that fairseq would take for several.
+
+    Raises:
+        UserError: naming the path.
+    """
+    if ":" in str(path):
+        raise UserError(
+            f"{path}: fairseq takes what stands between colons for several paths: rename it, or "
+            "make a link to it without any"
+        )
+
+
 @dataclass(frozen=True)
 class StockJob:
     """One call of a stock command: its arguments, and the file its standard output goes to."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
+from zcode_plugin.data.pieces import SPACE
 from zcode_plugin.data.schedules import Schedule
 from zcode_plugin.errors import UserError
 
@@ -199,7 +200,7 @@ def ordinary_tokens(dictionary: Dictionary, extra: set[int]) -> np.ndarray:
 def word_starts(dictionary: Dictionary) -> np.ndarray:
     """bool over the vocabulary: which symbols begin a word.
 
-    SentencePiece marks them with U+2581; without any such mark every symbol is a word.
+    SentencePiece marks them with a space; without any such mark every symbol is a word.
     """
-    marked = np.array([symbol.startswith("\u2581") for symbol in dictionary.symbols])
+    marked = np.array([symbol.startswith(SPACE) for symbol in dictionary.symbols])
     return marked if marked.any() else np.ones(len(dictionary), dtype=bool)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from zcode_plugin.checkpoint.slices import check_divides
 from zcode_plugin.errors import UserError
-from zcode_plugin.models.moe_checks import check_fully_sharded
+from zcode_plugin.models.moe_checks import check_alone, check_fully_sharded
 from zcode_plugin.models.moe_config import MoEConfig
+from zcode_plugin.models.sliced_checks import check_sliced
 from zcode_plugin.planning.forms import Form
 
 _TENSOR = 2
@@ -52,12 +53,20 @@ def refusal(form: Form, precision: str, options: argparse.Namespace) -> str | No
         precision: `fp32`, `fp16` or `memory-efficient-fp16`.
         options: of the model.
     """
-    if form.zero != 3:
-        return None
-    chosen = {"fp16": precision != "fp32", precision.replace("-", "_"): True}
+    chosen = {
+        "fp16": precision != "fp32",
+        precision.replace("-", "_"): True,
+        "model_parallel_size": form.tensor,
+        "zero_sharding": "os" if form.zero == 1 else "none",
+    }
     run = argparse.Namespace(**{**vars(options), **chosen})
     try:
-        check_fully_sharded(run, MoEConfig.from_namespace(options))
+        if form.zero == 3:
+            check_fully_sharded(run, MoEConfig.from_namespace(options))
+        if form.tensor > 1:
+            check_sliced(run)
+        if form.world == 1:
+            check_alone(run)
     except UserError as error:
         return str(error)
     return None

@@ -10,11 +10,8 @@ import torch
 from fairseq.data import Dictionary
 from torch import nn
 
+from zcode_plugin.checkpoint.slices import sliced_dim
 from zcode_plugin.models.moe_transformer import MoETransformer
-
-# Divided by tensor slicing, by the end of their names: of matrices the rows or the columns.
-_SLICED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2", "embed_tokens")
-_REPLICATED_BIASES = ("out_proj.bias", "fc2.bias")
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,7 @@ def measure_shape(args: Namespace, vocabulary: int) -> ModelShape:
     )
     return ModelShape(
         dense=sum(p.numel() for p in dense.values()),
-        sliced=sum(p.numel() for name, p in dense.items() if is_sliced(name)),
+        sliced=sum(p.numel() for name, p in dense.items() if sliced_dim(name) is not None),
         experts=sum(sizes),
         largest=max(p.numel() for p in dense.values()),
         expert_layers=counts,
@@ -119,9 +116,3 @@ def _experts(model: nn.Module) -> list[Any]:
     from zcode_plugin.moe import Experts
 
     return [module for module in model.modules() if isinstance(module, Experts)]
-
-
-def is_sliced(name: str) -> bool:
-    """Whether tensor slicing divides a parameter outside of experts."""
-    owner = name.rpartition(".")[0].rpartition(".")[2]
-    return owner in _SLICED and not name.endswith(_REPLICATED_BIASES)

@@ -18,12 +18,12 @@ from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.folders import SENTENCEPIECE
 from zcode_plugin.checkpoint.tokenisation import Vocabulary, find_sentencepiece, find_vocabulary
 from zcode_plugin.cli.console import suggestion
+from zcode_plugin.data.pieces import SPACE
 from zcode_plugin.errors import UserError
 
 OWN_TASK = "multitask_multilingual"
 STOCK_TASK = "translation"
 _EMBEDDINGS = "encoder.embed_tokens.weight"
-_SPACE = "\u2581"  # SentencePiece's own
 
 
 class LoadedCheckpoint:
@@ -201,7 +201,7 @@ def _find_pieces(
     folders = [folder for folder in (data, path.parent, stored) if folder is not None]
     folder = next((one for one in folders if (one / SENTENCEPIECE).is_file()), None)
     found = find_sentencepiece(model, folder, vocabulary)
-    if found is None and any(symbol.startswith(_SPACE) for symbol in vocabulary.symbols):
+    if found is None and any(symbol.startswith(SPACE) for symbol in vocabulary.symbols):
         raise UserError(
             f"{path} knows text as pieces of SentencePiece, but no {SENTENCEPIECE} is beside it or "
             "in its folder of training: name it with --sentencepiece-model, or the folder with "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config
+from zcode_plugin.data.pieces import SPACE
 from zcode_plugin.errors import UserError
 
 # Options of the task with which the model was trained that it must be translated with, too.
@@ -90,6 +91,28 @@ def choose_directions(text: str | None, data: Path, subset: str) -> list[Directi
     return [by_name[name] for name in dict.fromkeys(text.split(","))]
 
 
+def trained_directions(directions: list[Direction], task: Any) -> list[Direction]:
+    """Those of the data in which a checkpoint was trained: stock's task `translation` has but one.
+
+    Args:
+        directions: of the data.
+        task: the checkpoint's `cfg.task`.
+
+    Raises:
+        UserError: there are none.
+    """
+    if _name(task) != "translation":
+        return directions
+    only = Direction(*(str(config.get(task, f"{side}_lang")) for side in ("source", "target")))
+    if only not in directions:
+        raise UserError(f"there is no data of {only}, in which the checkpoint was trained")
+    return [only]
+
+
+def _name(task: Any) -> str:
+    return str(config.get(task, "_name") or config.get(task, "task") or "")
+
+
 def task_arguments(task: Any) -> list[str]:
     """`--task` and its options as in the checkpoint.
 
@@ -99,7 +122,7 @@ def task_arguments(task: Any) -> list[str]:
     Raises:
         UserError: a task that does not translate between the languages of a data folder.
     """
-    name = str(config.get(task, "_name") or config.get(task, "task") or "")
+    name = _name(task)
     if name not in TASK_OPTIONS:
         raise UserError(
             f"the checkpoint's task is {name or 'not named'}: zcode evaluate knows "
@@ -170,6 +193,21 @@ def generate_arguments(
         *("--path", str(checkpoint), "--user-dir", str(user_dir)),
         *task,
         *("-s", direction.src, "-t", direction.tgt),
-        *("--remove-bpe", "sentencepiece", "--scoring", "sacrebleu", "--no-progress-bar"),
+        *_joining(data, direction.tgt),
+        *("--scoring", "sacrebleu", "--no-progress-bar"),
         *options,
     )
+
+
+def _joining(data: Path, lang: str) -> list[str]:
+    """How fairseq-generate makes words of the pieces of a language: the dictionary shows it."""
+    path = data / f"dict.{lang}.txt"
+    if not path.is_file():
+        return []  # fairseq-generate says what it misses
+    with path.open(encoding="utf-8") as file:
+        symbols = [line.rpartition(" ")[0] for line in file]
+    if any(symbol.startswith(SPACE) for symbol in symbols):
+        return ["--remove-bpe", "sentencepiece"]
+    if any(symbol.endswith("@@") for symbol in symbols):
+        return ["--remove-bpe", "subword_nmt"]
+    return []

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint.folders import check_not_here, check_own
+from zcode_plugin.checkpoint.folders import check_not_here, check_own, take_place
 from zcode_plugin.errors import UserError
 
 NAME = "prepare.json"
@@ -91,18 +91,18 @@ def is_up_to_date(folder: Path, wanted: Mapping[str, Any], force: bool) -> bool:
 
 @contextmanager
 def partial_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final`: takes its place when the work ends well, is removed when not."""
+    """A folder beside `final`: takes its place when the work ends well, is removed when not.
+
+    Where `final` is a link, all that is said of the folder to which it leads.
+    """
+    final = final.resolve()
     final.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(final)
     partial = final.with_name(f"{final.name}.partial-{os.getpid()}")
     partial.mkdir()
     try:
         yield partial
-        replaced = final.with_name(f"{final.name}.replaced-{os.getpid()}")
-        if final.exists():
-            final.rename(replaced)
-        partial.rename(final)
-        shutil.rmtree(replaced, ignore_errors=True)
+        take_place(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
