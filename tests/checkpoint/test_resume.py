@@ -70,6 +70,26 @@ def test_an_interrupted_save_is_completed(files: dict[int, Path], tmp_path: Path
     ]
 
 
+def test_a_start_from_elsewhere_that_happens_once(files: dict[int, Path], tmp_path: Path) -> None:
+    once = tmp_path / "old.pt"
+    new = {"expert_parallel_size": 1, "continue_once": str(once)}
+    assert start(tmp_path / "new", 1, **new) == (
+        f"--continue-once {once}: there is no such checkpoint"
+    )
+    state = rank_state(0, 1)
+    torch.save(state, once)
+    assert start(tmp_path / "new", 1, **new) == ""
+    state["task_state"]["symbols"] = "\n".join([*SYMBOLS[:-1], "d"])
+    torch.save(state, once)
+    assert "has another vocabulary" in start(tmp_path / "new", 1, **new)
+    assert start(tmp_path / "new", 2, expert_parallel_size=2, continue_once=str(once)) == (
+        f"--continue-once {once} is read by all ranks alike, and here each has a file of its own: "
+        "name it as --restore-file"
+    )
+    # Once the run has a checkpoint of its own, that is what it goes on from.
+    assert start(tmp_path / "run", 2, expert_parallel_size=2, continue_once=str(once)) == ""
+
+
 def change(path: Path, how: Callable[[State], None]) -> None:
     state = io.load(path)
     how(state)

@@ -81,6 +81,14 @@ def test_a_repeated_example_gets_fresh_noise() -> None:
     assert len(set(keys)) == 64
 
 
+def test_an_example_may_come_any_number_of_times() -> None:
+    dataset = build(mt=[1] * 66_000, dae=[1])
+    sampler = dataset.batch_by_size(dataset.ordered_indices(), max_tokens=1, max_sentences=1)
+    assert len(sampler) == 66_000
+    batch = dataset.collater([dataset[index] for index in sampler[-1]])
+    assert list(batch) == ["mt", "dae"]
+
+
 def test_an_epoch_repeats_itself_and_differs_from_others() -> None:
     dataset = build(mt=list(range(1, 40)), dae=list(range(1, 40)))
     first = batches(dataset)

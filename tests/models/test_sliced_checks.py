@@ -22,6 +22,7 @@ def sliced(**options: object) -> Namespace:
     ("options", "message"),
     [
         ({"use_bmuf": True}, "--use-bmuf cannot go with --model-parallel-size 2, whose slices"),
+        ({"amp": True}, "--amp cannot go with --model-parallel-size 2, whose slices"),
         ({"ddp_backend": "slowmo"}, "--ddp-backend slowmo cannot go with --model-parallel-size 2,"),
         ({"keep_best_checkpoints": 2}, "stock does not find the score in the names of slices"),
     ],

@@ -251,6 +251,8 @@ def test_fp16(reversal: Path, tmp_path: Path, size: int) -> None:
         ({"store_ema": True}, "--store-ema .* leave it out"),
         ({"eval_bleu": True}, "--eval-bleu .* use zcode evaluate"),
         ({"check_replicas": 5}, "--check-replicas .* leave it out"),
+        ({"amp": True}, "--amp .* give --fp16"),
+        ({"heartbeat_timeout": 60}, "--heartbeat-timeout .* give --distributed-timeout instead"),
     ],
 )
 def test_options_that_cannot_work_are_refused(option: dict[str, Any], words: str) -> None:

@@ -27,6 +27,10 @@ from zcode_plugin.tasks.start_checks import check_model, check_options
         (["--combine-valid-subsets"], "--combine-valid-subsets: name the subsets"),
         (["--curriculum", "2"], "--curriculum 2: joint batches are in random order from the start"),
         (["--grouped-shuffling"], "--grouped-shuffling: joint batches are in random order: leave"),
+        (
+            ["--adaptive-softmax-cutoff", "5,10"],
+            "--adaptive-softmax-cutoff 5,10: losses need the scores of all symbols: leave it out",
+        ),
         (["-s", "aa", "-t", "bb"], "to train on it alone give --lang-pairs aa-bb"),
     ],
 )
@@ -115,6 +119,7 @@ def _experts() -> nn.Module:
     ("options", "message"),
     [
         ({"quant_noise_pq": 0.1}, "--quant-noise-pq 0.1 knows nothing of experts"),
+        ({"quant_noise_scalar": 0.1}, "--quant-noise-scalar 0.1 knows nothing of experts"),
     ],
 )
 def test_what_does_not_go_with_experts(options: dict[str, Any], message: str) -> None:
@@ -130,6 +135,11 @@ def test_gates_alone_need_their_passes() -> None:
     model.experts.requires_grad_(False)
     check_model(Namespace(moe_gating_dropout=0.0), gate)
     with pytest.raises(UserError, match="and gates alone are trained: set it to 0"):
+        check_model(options, gate)
+    model.experts.requires_grad_(True)
+    check_model(options, gate)
+    options.moe_gating_dropout_policy = "skip"
+    with pytest.raises(UserError, match="and gates and experts alone are trained: set it to 0"):
         check_model(options, gate)
 
 

@@ -19,13 +19,11 @@ from zcode_plugin.checkpoint.checks import check_name, check_ranks, check_same_s
 from zcode_plugin.checkpoint.join_shards import check_shards
 from zcode_plugin.checkpoint.layout import Layout
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
-from zcode_plugin.checkpoint.sets import finish_save, other_set
+from zcode_plugin.checkpoint.sets import LAST, finish_save, other_set, start_name
 from zcode_plugin.checkpoint.slices import sliced_dim
 from zcode_plugin.checkpoint.tensors import bit_equal
 from zcode_plugin.errors import UserError
 from zcode_plugin.parallel.topology import world_size
-
-_LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
 
 
 def check_start(options: Any, symbols: Sequence[str], trained: Sequence[str] = ()) -> Path | None:
@@ -64,23 +62,19 @@ def check_start(options: Any, symbols: Sequence[str], trained: Sequence[str] = (
     return None if pretrained is None else Path(pretrained)
 
 
-def start_name(options: Any) -> Path:
-    """The checkpoint that a run with these options goes on from, if it is there.
-
-    Args:
-        options: `save_dir` among them.
-
-    Returns:
-        Its name without a rank or shard.
-    """
-    restore = config.get(options, "restore_file", _LAST)
-    return Path(config.get(options, "save_dir"), _LAST) if restore == _LAST else Path(restore)
-
-
 def _check(options: Any, world: int, symbols: Sequence[str], trained: Sequence[str]) -> str | None:
-    restore, whole = config.get(options, "restore_file", _LAST), start_name(options)
+    restore, whole = config.get(options, "restore_file", LAST), start_name(options)
     layout = Layout.of_run(options, world)
-    if config.get(options, "use_sharded_state"):
+    is_sharded = config.get(options, "use_sharded_state")
+    if whole == Path(config.get(options, "continue_once") or ""):
+        if is_sharded or len(layout.paths(whole)) > 1:
+            raise UserError(
+                f"--continue-once {whole} is read by all ranks alike, and here each has a file of "
+                "its own: name it as --restore-file"
+            )
+        if not whole.is_file():
+            raise UserError(f"--continue-once {whole}: there is no such checkpoint")
+    if is_sharded:
         _check_name(whole, restore)
         found = _check_shards(options, whole, layout)
         if found is not None:
@@ -161,7 +155,7 @@ def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict
             )
         return first, state
     files = [whole] if whole.is_file() else list(names.find_rank_files(whole).values())
-    if files or whole.name != _LAST or config.get(options, "finetune_from_model"):
+    if files or whole.name != LAST or config.get(options, "finetune_from_model"):
         what = files[0] if files else config.get(options, "finetune_from_model") or whole
         raise UserError(
             f"{what} is no shard, and --use-sharded-state starts from shards alone, which nothing "
@@ -196,7 +190,7 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
             f"with {layout.reshard(shard)}"
         )
     pretrained = config.get(options, "finetune_from_model")
-    if pretrained is not None and whole.name == _LAST:
+    if pretrained is not None and whole.name == LAST:
         if not Path(pretrained).is_file():
             in_ranks = names.find_rank_files(Path(pretrained))
             remedy = "join its rank files with zcode merge" if in_ranks else "name another"
@@ -206,7 +200,7 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
         _check_averages(options, Path(pretrained), state)
         return str(pretrained)
     _check_no_other_layout(whole, layout)
-    if whole.name != _LAST:
+    if whole.name != LAST:
         raise UserError(f"--restore-file {whole}: there is no such checkpoint")
     return None
 

@@ -6,12 +6,33 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.layout import Layout
 from zcode_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+LAST = "checkpoint_last.pt"  # stock's default of --restore-file, a name in --save-dir
+
+
+def start_name(options: Any) -> Path:
+    """The checkpoint that a run with these options goes on from, if it is there.
+
+    Args:
+        options: `save_dir` among them.
+
+    Returns:
+        Its name without a rank or shard.
+    """
+    restore = config.get(options, "restore_file", LAST)
+    if restore != LAST:
+        return Path(restore)
+    last = Path(config.get(options, "save_dir"), LAST)
+    once = config.get(options, "continue_once")
+    is_first = not (last.is_file() or names.find_rank_files(last) or names.find_shards(last))
+    return Path(once) if once and is_first else last
 
 
 def finish_save(whole: Path, paths: Sequence[Path]) -> None:

@@ -65,8 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--path", type=Path, required=True, metavar="CKPT", help="checkpoint, merged if of ranks")
     add(
         "--pairs",
-        help="directions, as de-en,en-de (default: both of every pair of the split; with stock's task "
-        "translation its own)",
+        help="directions, as de-en,en-de (default: both of every pair of the split; with stock's "
+        "task translation its own)",
     )
     add("--gen-subset", default="test", metavar="SPLIT", help="split of DATA (default: test)")
     add("--beam", type=int, default=5, metavar="N", help="beam size (default: 5)")

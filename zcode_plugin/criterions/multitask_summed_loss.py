@@ -117,7 +117,8 @@ class MultitaskSummedLoss(FairseqCriterion):
         losses: list[Tensor] = []
         stats: dict[str, list[Tensor]] = {}
         for objective in self.objectives:
-            weight = objective.weight_at(self.update)
+            # The last ones in validation, whose losses could not be compared otherwise.
+            weight = objective.weight_at(self.update if model.training else None)
             if objective.name not in batches or (weight == 0 and model.training):
                 continue
             batch = batches[objective.name]

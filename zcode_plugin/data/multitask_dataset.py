@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 # example gets fresh noise.
 _OBJECTIVE_SHIFT, _REPEAT_SHIFT = 48, 32
 _ROW_MASK = (1 << _REPEAT_SHIFT) - 1
+_REPEAT_MASK = (1 << (_OBJECTIVE_SHIFT - _REPEAT_SHIFT)) - 1  # after so many the noise returns
 
 
 @dataclass
@@ -234,7 +235,8 @@ class MultitaskDataset(FairseqDataset):
             order = rng.permutation(len(batches))
             columns.append(
                 [
-                    batches[order[step % len(batches)]] + (step // len(batches) << _REPEAT_SHIFT)
+                    batches[order[step % len(batches)]]
+                    + ((step // len(batches) & _REPEAT_MASK) << _REPEAT_SHIFT)
                     for step in range(length)
                 ]
             )
@@ -243,5 +245,4 @@ class MultitaskDataset(FairseqDataset):
 
 def _unpack(index: int) -> tuple[int, int, int]:
     """(objective, repetition, example) of an index."""
-    repeat = (index >> _REPEAT_SHIFT) & ((1 << (_OBJECTIVE_SHIFT - _REPEAT_SHIFT)) - 1)
-    return index >> _OBJECTIVE_SHIFT, repeat, index & _ROW_MASK
+    return index >> _OBJECTIVE_SHIFT, index >> _REPEAT_SHIFT & _REPEAT_MASK, index & _ROW_MASK

@@ -195,6 +195,15 @@ def check_fully_sharded(args: Namespace, moe: MoEConfig) -> None:
             _given(args, "not_fsdp_flatten_parameters"),
             "no state of the optimizer could be saved: leave it out",
         ),
+        "--amp": (
+            _given(args, "amp"),
+            "ranks would find infinities in their own shards alone, and skip different updates: "
+            "give --fp16",
+        ),
+        "--heartbeat-timeout": (
+            getattr(args, "heartbeat_timeout", -1) > 0,
+            "its wrapper hides the shards: give --distributed-timeout instead",
+        ),
         "--store-ema": (
             _given(args, "store_ema"),
             "a copy would need shards of its own: leave it out",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config, io, names
-from zcode_plugin.checkpoint.resume import start_name
+from zcode_plugin.checkpoint.sets import start_name
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.moe_config import MoEConfig

@@ -25,6 +25,7 @@ def check_sliced(args: Any) -> None:
         "--use-sharded-state": getattr(args, "use_sharded_state", False),
         "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,
         "--adaptive-input": getattr(args, "adaptive_input", False),
+        "--amp": getattr(args, "amp", False),
         "--use-bmuf": getattr(args, "use_bmuf", False),
         "--ddp-backend slowmo": getattr(args, "ddp_backend", None) == "slowmo",
         "--quant-noise-pq": getattr(args, "quant_noise_pq", 0) > 0,

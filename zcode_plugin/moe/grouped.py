@@ -5,16 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+_WITH_KERNEL = (9, 10)  # major compute capabilities
+_MOST_GROUPS = 1024
+
 
 def can_use_grouped_mm(x_AI: Tensor, *weights_LOI: Tensor) -> bool:
-    """Whether torch's grouped matrix multiply takes these: bf16 on a GPU, whole 16-byte rows."""
+    """Whether torch has one kernel for these: bf16 on Hopper and Blackwell, whole 16-byte rows.
+
+    On other GPUs torch multiplies one expert after the other, and waits for the GPU before.
+    """
     return (
         hasattr(torch.nn.functional, "grouped_mm")
         and x_AI.is_cuda
         and x_AI.dtype == torch.bfloat16
-        and torch.cuda.get_device_capability(x_AI.device) >= (8, 0)
+        and torch.cuda.get_device_capability(x_AI.device)[0] in _WITH_KERNEL
         and all(
-            weight.dtype == x_AI.dtype and weight.size(1) % 8 == 0 and weight.size(2) % 8 == 0
+            weight.size(0) < _MOST_GROUPS
+            and weight.dtype == x_AI.dtype
+            and weight.size(1) % 8 == 0
+            and weight.size(2) % 8 == 0
             for weight in weights_LOI
         )
     )

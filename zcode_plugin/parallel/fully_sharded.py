@@ -24,6 +24,7 @@ from fairscale.nn.wrap.auto_wrap import ConfigAutoWrap
 from fairseq.distributed import FullyShardedDataParallel, fsdp_wrap
 from torch import Tensor, nn
 
+from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.parallel.faults import set_timeout
 from zcode_plugin.parallel.gradients import optimizer_parameters, refuse_unless_finite
 from zcode_plugin.parallel.shards import gather_state, shard_state
@@ -123,6 +124,7 @@ class ShardedModel(FullyShardedDataParallel):
         is_kept = self.every_rank_saves or self.rank == 0
         return gather_state(self, optim.state_dict(), is_kept)
 
+    @exits_on_user_error
     def get_shard_from_optim_state_dict(self, full_optim_state_dict: dict[str, Any]) -> dict:
         """This rank's shards of such a state."""
         return shard_state(self, full_optim_state_dict)

@@ -25,7 +25,7 @@ from zcode_plugin.parallel.tensor import (
     is_sliced,
     square_norm,
 )
-from zcode_plugin.parallel.topology import ExpertTopology
+from zcode_plugin.parallel.topology import ExpertTopology, collective_device
 
 
 def expert_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
@@ -233,7 +233,7 @@ def refuse_unless_finite(norm: Tensor, parameters: Iterable[nn.Parameter]) -> No
         return
     grads = [p.grad for p in expert_parameters(parameters) if p.grad is not None]
     spoilt = torch.tensor(float(not all(bool(grad.isfinite().all()) for grad in grads)))
-    spoilt = spoilt.to(norm.device)
+    spoilt = spoilt.to(collective_device())
     spoilt_W = [torch.zeros_like(spoilt) for _ in range(dist.get_world_size())]
     dist.all_gather(spoilt_W, spoilt)
     ranks = [str(rank) for rank, flag in enumerate(spoilt_W) if flag]

@@ -114,21 +114,18 @@ def shard_state(model: nn.Module, whole: dict[str, Any]) -> dict[str, Any]:
             f"the optimizer's state is of {saved} parameters, this model has {len(all_places)}: "
             "add --reset-optimizer"
         )
-    parts_of: dict[int, list[dict[str, Any]]] = {}
+    parts_of: dict[int, dict[int, dict[str, Any]]] = {}
     for number, place in enumerate(all_places):
-        if number in whole["state"]:
-            parts_of.setdefault(place.wrapper, []).append(
-                {"part": place.part, **whole["state"][number]}
-            )
+        parts_of.setdefault(place.wrapper, {})[place.part] = whole["state"].get(number, {})
     state = {}
     owners = wrappers(model)
-    for number, unordered in parts_of.items():
-        parts = sorted(unordered, key=lambda entry: entry["part"])
-        state[number] = {
-            slot: _shard(owners[number], [part[slot] for part in parts])
-            for slot in parts[0]
-            if slot != "part"
-        }
+    for number, by_part in parts_of.items():
+        parts = [by_part[part] for part in sorted(by_part)]
+        slots = dict.fromkeys(slot for part in parts for slot in part)
+        if slots:
+            state[number] = {
+                slot: _shard(owners[number], [part.get(slot) for part in parts]) for slot in slots
+            }
     return {**whole, "state": state, "param_groups": _groups(whole, len(owners))}
 
 
@@ -149,7 +146,12 @@ def _gather(wrapper: FullyShardedDataParallel, shard: Tensor) -> Tensor:
 
 
 def _shard(wrapper: FullyShardedDataParallel, parts: list[Any]) -> Any:
-    first = parts[0]
+    """This rank's shard of parts; None is that of a parameter which has had no gradient yet."""
+    first = next(part for part in parts if part is not None)
     if not torch.is_tensor(first) or first.dim() == 0:
         return first
-    return wrapper._get_shard(torch.cat([part.reshape(-1) for part in parts]))[0]
+    flat = [
+        first.new_zeros(size) if part is None else part.reshape(-1)
+        for part, size in zip(parts, wrapper.params[0]._param_numels, strict=True)
+    ]
+    return wrapper._get_shard(torch.cat(flat))[0]

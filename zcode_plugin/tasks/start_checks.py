@@ -21,6 +21,7 @@ _REMEDIES = {
     "valid,valid1",
     "curriculum": "joint batches are in random order from the start: leave it out",
     "grouped_shuffling": "joint batches are in random order: leave it out",
+    "adaptive_softmax_cutoff": "losses need the scores of all symbols: leave it out",
 }
 
 
@@ -43,7 +44,8 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
     for name, remedy in _REMEDIES.items():
         value = getattr(options, name, None)
         if value:
-            given = "" if value is True else f" {value}"
+            shown = ",".join(map(str, value)) if isinstance(value, list) else value
+            given = "" if value is True else f" {shown}"
             raise UserError(f"--{name.replace('_', '-')}{given}: {remedy}")
     bits = getattr(options, "moe_expert_bits", FLOAT_BITS)
     if bits != FLOAT_BITS:
@@ -67,19 +69,25 @@ def check_model(options: Any, model: Any) -> None:
     """
     if not any(isinstance(module, MOELayer) for module in model.modules()):
         return
-    if getattr(options, "quant_noise_pq", 0) > 0:
-        raise UserError(
-            f"--quant-noise-pq {options.quant_noise_pq} knows nothing of experts: leave it out, "
-            "and make the checkpoint smaller afterwards with zcode quantise"
-        )
+    for kind in ("pq", "scalar"):
+        value = getattr(options, f"quant_noise_{kind}", 0)
+        if value > 0:
+            raise UserError(
+                f"--quant-noise-{kind} {value} knows nothing of experts: leave it out, and make "
+                "the checkpoint smaller afterwards with zcode quantise"
+            )
     trained = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     dropout = getattr(options, "moe_gating_dropout", 0)
-    if dropout and all(".gate." in f".{name}" for name in trained):
+    skipped = [".gate."]
+    if getattr(options, "moe_gating_dropout_policy", "local") == "skip":
+        skipped.append(".experts.")
+    if dropout and all(any(part in f".{name}" for part in skipped) for name in trained):
+        what = " and ".join(f"{part.strip('.').removesuffix('s')}s" for part in skipped)
         raise UserError(
             f"--moe-gating-dropout {dropout} leaves an update without a gate nothing to train, and "
-            "gates alone are trained: set it to 0"
+            f"{what} alone are trained: set it to 0"
         )
     is_shared = any(not hasattr(parameter, "expert") for parameter in trained.values())
     if world_size() > 1 and not is_shared and getattr(options, "ddp_backend", None) in DDP:
