@@ -1,6 +1,7 @@
 """Reading fairseq-generate's output, scoring it, and showing the scores."""
 
 from argparse import Namespace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -271,7 +272,7 @@ def test_table_goes_by_groups_and_ends_in_means() -> None:
 
 def test_signatures_are_told_once_or_with_their_directions() -> None:
     made = {DE_EN: entry(1, 1), EN_DE: entry(1, 1, signature="z"), FR_EN: entry(1, 1)}
-    assert scores.signature_lines(made) == [
+    assert scores.signature_lines({key: asdict(one) for key, one in made.items()}) == [
         "BLEU (de-en, fr-en): s",
         "BLEU (en-de): z",
         "chrF++: c",

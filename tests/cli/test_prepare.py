@@ -11,8 +11,7 @@ import pytest
 import sentencepiece
 from fairseq.data import Dictionary, data_utils
 
-from zcode_plugin.cli.preparation import subwords
-from zcode_plugin.data import languages
+from zcode_plugin.data import languages, symbols
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Prepared = tuple[Path, subprocess.CompletedProcess[str]]
@@ -277,5 +276,7 @@ def test_a_pair_may_lie_in_both_kinds_of_input(
 
 
 def test_language_tokens_are_those_of_the_task() -> None:
-    assert subwords.language_token("pt_BR") == languages.language_token("pt_BR")
-    assert subwords.MASK == languages.MASK
+    from fairseq.data.multilingual.multilingual_utils import get_lang_tok
+
+    assert symbols.language_token("pt_BR") == get_lang_tok("pt_BR", "multilingual")
+    assert Dictionary().symbols == [*symbols.SPECIAL]

@@ -162,6 +162,19 @@ def test_means_are_over_directions_that_all_runs_have(tmp_path: Path) -> None:
     assert ["mean BLEU, test", "20.00", "22.00"] in glance.rows
 
 
+def test_scores_of_comet_are_shown(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "one")
+    path = folder / "scores.json"
+    record = json.loads(path.read_text())
+    for entry in record["directions"].values():
+        entry["comet"] = 0.75
+    path.write_text(json.dumps(record))
+    table = score_table(read_runs([folder]))
+    assert table is not None
+    assert table.header == ["direction", "sentences", "BLEU", "chrF++", "COMET"]
+    assert table.rows[0] == ["de-en", "160", "20.00", "40.00", "0.7500"]
+
+
 def test_scores_of_two_runs_side_by_side(runs: list[Run]) -> None:
     table = score_table(runs)
     assert table is not None

@@ -12,17 +12,14 @@ from zcode_plugin.checkpoint.export_options import REMEDY
 from zcode_plugin.checkpoint.folders import SENTENCEPIECE
 from zcode_plugin.data.languages import (
     add_special_symbols,
-    language_token,
-    objective_token,
     resolve_languages,
     stored_pairs,
 )
 from zcode_plugin.data.objectives import KNOWN
+from zcode_plugin.data.symbols import SPECIAL, language_token, objective_token
 from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.multitask_multilingual import MultitaskMultilingualTask
-
-SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]  # fairseq's own, in their order
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def find_vocabulary(
             f"--data {data} has another dictionary than {checkpoint}: give the directory it was "
             "trained on"
         )
-    if len(symbols) != rows or symbols[: len(SPECIAL)] != SPECIAL:
+    if len(symbols) != rows or tuple(symbols[: len(SPECIAL)]) != SPECIAL:
         raise UserError(
             f"{checkpoint} has {rows:,} embeddings, but the dictionary of {data or checkpoint} has "
             f"{len(symbols):,} symbols: give as --data the directory it was trained on"

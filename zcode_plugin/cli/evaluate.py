@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             score = comet.score(comet_model, texts)
             evaluation.scores[direction] = replace(evaluation.scores[direction], comet=score)
     print(scores.score_table(evaluation.scores))
-    for line in scores.signature_lines(evaluation.scores):
+    for line in scores.signature_lines({d: asdict(one) for d, one in evaluation.scores.items()}):
         print(line)
     if args.comet is not None:
         print(f"COMET: {args.comet} (unbabel-comet {version('unbabel-comet')})")

@@ -15,6 +15,7 @@ from zcode_plugin.cli.preparation.binarise import statistics_rows
 from zcode_plugin.cli.preparation.inventory import Inventory, Selection
 from zcode_plugin.cli.preparation.pipeline import Plan, Prepared, build
 from zcode_plugin.cli.stock import available_cores, check_no_colon
+from zcode_plugin.data.symbols import SPECIAL
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = "Make a SentencePiece model, one dictionary and binarised data of raw text."
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     print(
         f"{args.out}: {count(len(prepared.langs), 'language')}, "
         f"dictionary of {prepared.symbols:,} symbols (fairseq adds its own "
-        f"{len(subwords.FAIRSEQ_SPECIALS)})"
+        f"{len(SPECIAL)})"
     )
     return 0
 

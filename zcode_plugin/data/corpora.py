@@ -15,8 +15,8 @@ from torch import Tensor
 
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
-from zcode_plugin.data.pieces import SPACE
 from zcode_plugin.data.schedules import Schedule
+from zcode_plugin.data.symbols import SPACE
 from zcode_plugin.errors import UserError
 
 Example = dict[str, Tensor]

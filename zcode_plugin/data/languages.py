@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq.data import Dictionary
-from fairseq.data.multilingual.multilingual_utils import get_lang_tok
 
+from zcode_plugin.data.symbols import MASK, language_token, objective_token
 from zcode_plugin.errors import UserError
 
-MASK = "<mask>"
 LANGS_FILE = "langs.txt"
 _PAIR_FILE = re.compile(r"(?P<split>.+)\.(?P<src>[^.-]+)-(?P<tgt>[^.-]+)\.(?P<lang>[^.-]+)\.idx")
 
@@ -117,16 +116,6 @@ def _read_list(path: str) -> list[str]:
     if not lines:
         raise UserError(f"the list of languages {path} is empty: write one language a line")
     return lines
-
-
-def language_token(lang: str) -> str:
-    """`__de__`, as stock fairseq's multilingual tasks write it."""
-    return get_lang_tok(lang, "multilingual")
-
-
-def objective_token(objective: str) -> str:
-    """`<objective_mt>`; no language token, that of Maltese is `__mt__`."""
-    return f"<objective_{objective}>"
 
 
 def add_special_symbols(

@@ -9,13 +9,12 @@ from statistics import fmean
 
 from zcode_plugin.checkpoint.statistics import LayerLoad
 from zcode_plugin.cli.evaluation.generation import Direction
-from zcode_plugin.cli.evaluation.scores import by_group, in_order
+from zcode_plugin.cli.evaluation.scores import METRICS, by_group, in_order, shown, signature_lines
 from zcode_plugin.reporting.charts import OBJECTIVES, typical
 from zcode_plugin.reporting.logs import TrainingLog
 from zcode_plugin.reporting.runs import Evaluation, Run
 
 NONE = "\N{EN DASH}"
-METRICS = {"bleu": "BLEU", "chrf": "chrF++", "copy_bleu": "copy BLEU"}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,9 @@ def _facts(run: Run, directions: Sequence[Direction]) -> dict[str, str]:
         for metric, name in METRICS.items():
             mean = _mean(run.evaluation, directions, metric)
             if mean is not None:
-                facts[f"mean {name}, {run.evaluation.record.get('subset', '')}"] = f"{mean:.2f}"
+                facts[f"mean {name}, {run.evaluation.record.get('subset', '')}"] = shown(
+                    metric, mean
+                )
     if run.statistics is not None:
         layers = run.statistics.layers()
         facts["experts"] = ", ".join(dict.fromkeys(str(load.experts) for load in layers))
@@ -121,10 +122,10 @@ def score_table(runs: Sequence[Run]) -> Table | None:
     for name in map(str, directions):
         entries = [e.directions.get(name, {}) for _, e in scored]
         sentences = next((str(e["sentences"]) for e in entries if "sentences" in e), NONE)
-        cells = [_cell(e.directions.get(name, {}).get(metric)) for metric, _, e in columns]
+        cells = [_cell(metric, e.directions.get(name, {}).get(metric)) for metric, _, e in columns]
         rows.append([name, sentences, *cells])
     for group, members in by_group(shared).items() if shared else ():
-        cells = [_cell(_mean(e, members, metric)) for metric, _, e in columns]
+        cells = [_cell(metric, _mean(e, members, metric)) for metric, _, e in columns]
         rows.append([f"mean {group}", f"{len(members)} dir.", *cells])
     strong = frozenset(range(len(directions), len(rows)))
     notes = [note for name, e in scored for note in _notes(e, "" if single else f"{name}: ")]
@@ -155,8 +156,8 @@ def _mean(evaluation: Evaluation, directions: Sequence[Direction], metric: str) 
     return fmean(values) if values and len(values) == len(found) else None
 
 
-def _cell(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
+def _cell(metric: str, value: float | None) -> str:
+    return NONE if value is None else shown(metric, value)
 
 
 def _notes(evaluation: Evaluation, start: str) -> list[str]:
@@ -165,20 +166,7 @@ def _notes(evaluation: Evaluation, start: str) -> list[str]:
         f"{start}{record.get('checkpoint')}, {record.get('updates')} updates, split "
         f"{record.get('subset')}, {record.get('date')}"
     ]
-    return notes + signatures(evaluation)
-
-
-def signatures(evaluation: Evaluation) -> list[str]:
-    """Each signature once, with its directions where there are several."""
-    lines = []
-    for metric, key in (("BLEU", "bleu_signature"), ("chrF++", "chrf_signature")):
-        groups: dict[str, list[str]] = {}
-        for name, entry in evaluation.directions.items():
-            groups.setdefault(str(entry.get(key)), []).append(name)
-        for signature, names in groups.items():
-            whose = f" ({', '.join(names)})" if len(groups) > 1 else ""
-            lines.append(f"{metric}{whose}: {signature}")
-    return lines
+    return notes + signature_lines(evaluation.directions)
 
 
 def load_table(runs: Sequence[Run]) -> Table | None:

@@ -20,16 +20,14 @@ from zcode_plugin.data.corpora import (
     word_starts,
 )
 from zcode_plugin.data.languages import (
-    MASK,
     Pair,
-    language_token,
     monolingual_languages,
     monolingual_prefix,
-    objective_token,
     pair_prefix,
 )
 from zcode_plugin.data.objectives import KNOWN, MASKED
 from zcode_plugin.data.schedules import Schedule
+from zcode_plugin.data.symbols import MASK, language_token, objective_token
 from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.config import (

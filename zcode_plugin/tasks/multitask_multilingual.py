@@ -19,13 +19,12 @@ from zcode_plugin.data.languages import (
     add_special_symbols,
     all_pairs,
     dictionary_of,
-    language_token,
-    objective_token,
     pair_prefix,
     resolve_languages,
 )
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import KNOWN, parse_objectives, parse_token_budgets
+from zcode_plugin.data.symbols import language_token, objective_token
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.lists import comma_list
 from zcode_plugin.tasks.bleu import BleuEvaluation

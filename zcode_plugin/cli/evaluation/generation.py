@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config
-from zcode_plugin.data.pieces import SPACE
+from zcode_plugin.data.symbols import SPACE, language_token, objective_token
 from zcode_plugin.errors import UserError
 
 # Options of the task with which the model was trained that it must be translated with, too.
@@ -174,7 +174,8 @@ def _in_order(texts: dict[int, str]) -> list[str]:
 
 
 def _without_added_tokens(text: str, direction: Direction) -> str:
-    for token in ("<objective_mt>", f"__{direction.src}__", f"__{direction.tgt}__"):
+    tokens = objective_token("mt"), language_token(direction.src), language_token(direction.tgt)
+    for token in tokens:
         text = text.removeprefix(token).lstrip()
     return text
 

@@ -160,8 +160,8 @@ def in_order(directions: Iterable[Direction]) -> list[Direction]:
 def score_table(scores: Mapping[Direction, Score]) -> str:
     """The table of all directions, by group, and the means below."""
     average = means(scores)
-    shown = [title for name, title in METRICS.items() if name in average["all"]]
-    rows = [["direction", "sentences", *shown]]
+    titles = [title for name, title in METRICS.items() if name in average["all"]]
+    rows = [["direction", "sentences", *titles]]
     for direction in in_order(scores):
         entry = scores[direction]
         rows.append([str(direction), f"{entry.sentences:,}", *_cells(asdict(entry))])
@@ -172,18 +172,25 @@ def score_table(scores: Mapping[Direction, Score]) -> str:
 
 def _cells(entries: Mapping[str, Any]) -> list[str]:
     values = {name: entries.get(name) for name in METRICS}
-    return [
-        f"{value:.{DECIMALS.get(name, 2)}f}" for name, value in values.items() if value is not None
-    ]
+    return [shown(name, value) for name, value in values.items() if value is not None]
 
 
-def signature_lines(scores: Mapping[Direction, Score]) -> list[str]:
-    """Each signature once; where there are several, with the directions that it is for."""
+def shown(metric: str, value: float) -> str:
+    """A score as tables have it."""
+    return f"{value:.{DECIMALS.get(metric, 2)}f}"
+
+
+def signature_lines(entries: Mapping[Any, Mapping[str, Any]]) -> list[str]:
+    """Each signature once; where there are several, with the directions that it is for.
+
+    Args:
+        entries: by direction, what results files have of it.
+    """
     lines = []
-    for metric, attribute in (("BLEU", "bleu_signature"), ("chrF++", "chrf_signature")):
+    for metric, key in (("BLEU", "bleu_signature"), ("chrF++", "chrf_signature")):
         groups: dict[str, list[str]] = {}
-        for direction, entry in scores.items():
-            groups.setdefault(getattr(entry, attribute), []).append(str(direction))
+        for direction, entry in entries.items():
+            groups.setdefault(str(entry.get(key)), []).append(str(direction))
         for signature, names in groups.items():
             whose = f" ({', '.join(names)})" if len(groups) > 1 else ""
             lines.append(f"{metric}{whose}: {signature}")

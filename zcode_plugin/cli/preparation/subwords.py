@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.cli.preparation.reading import CleanText
+from zcode_plugin.data.symbols import MASK, SPECIAL, language_token
 from zcode_plugin.errors import UserError
 
 MODEL_NAME = "sentencepiece.model"
 VOCABULARY_NAME = "sentencepiece.vocab"
-MASK = "<mask>"
-# fairseq's Dictionary begins with these; a dictionary file must not name them again.
-FAIRSEQ_SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 ENCODING_BATCH = 20_000  # lines: bounds the memory, and is enough to keep all threads busy
 
 
@@ -39,11 +37,6 @@ class SubwordOptions:
     character_coverage: float = 0.9999
     temperature: float = 1.0
     sentences: int = 5_000_000
-
-
-def language_token(lang: str) -> str:
-    """The token that stands for a language, in fairseq's multilingual style."""
-    return f"__{lang}__"
 
 
 def distinct_lines(texts: Iterable[CleanText], source: Path, folder: Path) -> dict[str, Path]:
@@ -158,7 +151,7 @@ def write_vocabulary(model: Any, path: Path) -> None:
 def dictionary_symbols(pieces: Iterable[str], langs: Iterable[str]) -> list[str]:
     """The symbols of a shared dictionary file: pieces, then language tokens, then `<mask>`."""
     last = [*map(language_token, langs), MASK]
-    left_out = {*FAIRSEQ_SPECIALS, *last}
+    left_out = {*SPECIAL, *last}
     return [piece for piece in pieces if piece not in left_out] + last
 
 
@@ -175,7 +168,7 @@ def encode_text(
     A piece that reads like a special symbol (text that holds `<pad>` or `__de__`) is split into
     its characters, so that no text can forge one.
     """
-    reserved = {*FAIRSEQ_SPECIALS, *map(language_token, langs), MASK}
+    reserved = {*SPECIAL, *map(language_token, langs), MASK}
     for lang in text.langs:
         name = f"{text.prefix}.{lang}"
         lines = _lines(source / name)
