@@ -119,11 +119,16 @@ def scores(evaluated: dict[str, list[quality.Results]]) -> Table:
 
 def effort(found: dict[str, curves.Curves]) -> Table:
     """What it takes to get to the dense model's final loss; with a schedule of its own, less."""
-    columns = ["system", "final loss", "times fewer updates to dense's", "times less time to it"]
+    dense = found["dense"]
+    columns = [
+        "system", "seeds", "final loss", "dense's, of these seeds",
+        "times fewer updates to dense's", "times less time to it",
+    ]  # fmt: skip
     rows = [
-        [name, curves.final(several), *curves.speedup(several, found["dense"])]
+        [name, len(several), curves.final(several), curves.final(dense[: len(several)]),
+         *curves.speedup(several, dense)]
         for name, several in found.items()
-    ]
+    ]  # fmt: skip
     return Table("main_table-effort", "Validation loss, of mean curves", columns, rows)
 
 
@@ -131,10 +136,10 @@ def pieces(measured: Mapping[str, Sequence[Measured]]) -> Table:
     """What models know of words to choose, and of how to finish them."""
     kinds = list(measured["dense"][0].pieces)
     rows = [
-        [name, *(fmean(one.pieces[kind] for one in several) for kind in kinds)]
+        [name, len(several), *(fmean(one.pieces[kind] for one in several) for kind in kinds)]
         for name, several in measured.items()
     ]
-    columns = ["system", *kinds]
+    columns = ["system", "seeds", *kinds]
     return Table("main_table-pieces", "Test loss, bits per piece of a word", columns, rows)
 
 
