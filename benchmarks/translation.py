@@ -24,9 +24,9 @@ from zcode_plugin.checkpoint.quantise import WEIGHTS
 from zcode_plugin.checkpoint.tensors import count_bytes
 from zcode_plugin.cli.console import format_table
 from zcode_plugin.cli.evaluation import generation, scores
-from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.cli.evaluation.scores import Score
 from zcode_plugin.cli.stock import StockCommand, StockJob
+from zcode_plugin.data.pairs import Pair
 
 # Stored for each weight of an expert: itself, and the scales of a quantised one.
 STORED = (*WEIGHTS, *(name.replace("weight", "scale") for name in WEIGHTS))
@@ -56,7 +56,7 @@ def compare(
     """Figures of each file; those of `once` are translated with in the first round alone."""
     directions = generation.choose_directions(args.directions, args.data, args.gen_subset)
     speeds: dict[str, list[float]] = {name: [] for name in files}
-    found: dict[str, dict[Direction, Score]] = {}
+    found: dict[str, dict[Pair, Score]] = {}
     for number, name in alternating(files, args.rounds):
         if number and name in once:
             continue
@@ -80,8 +80,8 @@ def alternating(names: Iterable[str], rounds: int) -> Iterator[tuple[int, str]]:
 
 
 def translate(
-    args: argparse.Namespace, checkpoint: Path, directions: Sequence[Direction]
-) -> tuple[float, dict[Direction, Score]]:
+    args: argparse.Namespace, checkpoint: Path, directions: Sequence[Pair]
+) -> tuple[float, dict[Pair, Score]]:
     """Tokens per second over all directions, and the scores of each."""
     task = generation.task_arguments(config.section(io.load_options(checkpoint), "task"))
     options = ["--cpu", "--gen-subset", args.gen_subset, "--beam", str(args.beam)]
@@ -101,7 +101,7 @@ def translate(
         with StockCommand("fairseq_cli.generate", 1, args.threads) as command:
             results = command.run(jobs)
         tokens = seconds = 0.0
-        found: dict[Direction, Score] = {}
+        found: dict[Pair, Score] = {}
         for direction, result in zip(directions, results, strict=True):
             if result.exit_code:
                 raise SystemExit(f"{checkpoint}, {direction}: {result.reason}")
@@ -114,7 +114,7 @@ def translate(
     return tokens / seconds, found
 
 
-def figures(path: Path, speeds: Sequence[float], found: Mapping[Direction, Score]) -> Row:
+def figures(path: Path, speeds: Sequence[float], found: Mapping[Pair, Score]) -> Row:
     return {
         "checkpoint_bytes": path.stat().st_size,
         "expert_bytes": count_bytes(_expert_weights(io.load_options(path)["model"])),

@@ -14,8 +14,8 @@ from statistics import median
 from study import Scale
 from trainings import Study
 
-from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.cli.outputs import write_files
+from zcode_plugin.data.pairs import Pair
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import translation
@@ -67,7 +67,7 @@ def speeds(
     study: Study,
     measurements: Measurements,
     files: Mapping[str, Path],
-    directions: Sequence[Direction],
+    directions: Sequence[Pair],
     rounds: int,
     settings: Sequence[Setting],
 ) -> dict[tuple[str, Setting], float]:

@@ -16,7 +16,7 @@ from results import Report, Table
 from study import DENSE, MOE, Scale, main
 from trainings import Study
 
-from zcode_plugin.cli.evaluation.generation import Direction
+from zcode_plugin.data.pairs import Pair
 
 DEEP, EVEN = "4 + 2", "3 + 3"
 KINDS = {"dense": DENSE, "MoE": MOE}
@@ -42,7 +42,7 @@ def body(study: Study, scale: Scale) -> Report:
         study,
         decoding.Measurements(study.folder / "depth.json", [run.options for run in runs.values()]),
         {", ".join(key): study.checkpoint(run) for key, run in runs.items()},
-        [Direction(*pair) for pair in scale.pick((("de", "en"), ("en", "de")), (("cs", "en"),))],
+        [Pair(*pair) for pair in scale.pick((("de", "en"), ("en", "de")), (("cs", "en"),))],
         rounds=scale.pick(3, 1),
         settings=settings,
     )

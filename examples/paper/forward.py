@@ -14,7 +14,7 @@ from fairseq import checkpoint_utils
 from torch import Tensor
 
 from zcode_plugin import register
-from zcode_plugin.cli.evaluation.generation import Direction
+from zcode_plugin.data.pairs import Pair
 
 START_OF_WORD = "\u2581"  # SentencePiece's
 
@@ -61,14 +61,14 @@ def of_words(target: Tensor, nspecial: int, language_tokens: Collection[int]) ->
 
 
 class MeansOfPieces:
-    """Mean losses by group of directions, as `Direction.group`, and kind, `first` or `inside`."""
+    """Mean losses by group of directions, as `Pair.group`, and kind, `first` or `inside`."""
 
     def __init__(self) -> None:
         self._losses: dict[tuple[str, str], list[float]] = defaultdict(list)
 
     def add(self, direction: str, pieces: Sequence[str], losses: Sequence[float]) -> None:
         """One sentence, without its end."""
-        group = Direction(*direction.split("-")).group
+        group = Pair(*direction.split("-")).group
         for piece, loss in zip(pieces, losses, strict=True):
             kind = "first" if piece.startswith(START_OF_WORD) else "inside"
             self._losses[group, kind].append(loss)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from results import Table, cell
 
 from zcode_plugin.cli.evaluation import comparison
-from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.cli.evaluation.generation import Translations
 from zcode_plugin.cli.evaluation.scores import by_group
+from zcode_plugin.data.pairs import Pair
 
 Results = dict[str, Any]
 GROUPS = ("X->en", "en->X", "all")
@@ -44,7 +45,7 @@ def joined(parts: Sequence[Results]) -> Results:
 
 def scores(result: Results) -> list[float]:
     """Unweighted means over the directions of each group, in the order of COLUMNS."""
-    found = {Direction(*key.split("-")): one for key, one in result["directions"].items()}
+    found = {Pair(*key.split("-")): one for key, one in result["directions"].items()}
     groups = by_group(found)
     return [
         fmean(found[direction][metric] for direction in groups[group])

@@ -22,7 +22,7 @@ from results import Report, Table
 from study import DENSE, MOE, Scale, both_ways, main
 from trainings import COMMON, SCRIPTS, STOCK, Study, call, length, read_log
 
-from zcode_plugin.cli.evaluation.generation import Direction
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.reporting.logs import TRAIN
 
 STOCK_MODEL = (
@@ -49,7 +49,7 @@ def body(study: Study, scale: Scale) -> Report:
     rounds = scale.pick(3, 1)
     training = training_speeds(study, scale, measurements, rounds)
     files = decoders(study, scale)
-    directions = [Direction(scale.pick("de", "cs"), "en")]
+    directions = [Pair(scale.pick("de", "cs"), "en")]
     own = settings(scale)
     translating = speeds(study, measurements, files, directions, rounds, own)
     ratios = [translating["MoE", one] / translating["dense", one] for one in own]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from zcode_plugin.cli.evaluation import generation
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 from zcode_plugin.translation import Search, Translator
 
@@ -63,7 +64,7 @@ def test_translates_scores_and_writes_what_stock_prints(
     by_hand = stock(*command).stdout
     assert (kept / "de-en.txt").read_text(encoding="utf-8") == by_hand
     assert by_hand.count("\nD-") == 6
-    texts = generation.read_translations(by_hand, generation.Direction("de", "en"))
+    texts = generation.read_translations(by_hand, Pair("de", "en"))
     assert texts.references[0]
     for name in ("sources", "hypotheses", "references"):
         assert record["directions"]["de-en"][name] == getattr(texts, name)

@@ -9,12 +9,13 @@ import pytest
 import sacrebleu
 
 from zcode_plugin.cli.evaluation import generation, scores
-from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.cli.evaluation.generation import Translations
 from zcode_plugin.cli.evaluation.scores import Score
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 
 DE_EN, EN_DE, FR_EN, DE_FR = (
-    Direction(*name.split("-")) for name in ("de-en", "en-de", "fr-en", "de-fr")
+    Pair(*name.split("-")) for name in ("de-en", "en-de", "fr-en", "de-fr")
 )
 
 HYPOTHESES = ["The cat sat on the mat.", "It's raining in the small old town", "A dog!"]
@@ -80,7 +81,7 @@ def test_incomplete_output_is_refused(lost: str, message: str) -> None:
     ],
 )
 def test_groups_of_directions(name: str, group: str) -> None:
-    assert Direction(*name.split("-")).group == group
+    assert Pair(*name.split("-")).group == group
 
 
 def test_directions_are_both_of_each_stored_pair(tmp_path: Path) -> None:

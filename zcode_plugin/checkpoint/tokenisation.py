@@ -10,12 +10,9 @@ from typing import Any
 from zcode_plugin.checkpoint import config
 from zcode_plugin.checkpoint.export_options import REMEDY
 from zcode_plugin.checkpoint.folders import SENTENCEPIECE
-from zcode_plugin.data.languages import (
-    add_special_symbols,
-    resolve_languages,
-    stored_pairs,
-)
+from zcode_plugin.data.languages import add_special_symbols, resolve_languages
 from zcode_plugin.data.objectives import KNOWN
+from zcode_plugin.data.pairs import stored_pairs
 from zcode_plugin.data.symbols import SPECIAL, language_token, objective_token
 from zcode_plugin.errors import UserError
 from zcode_plugin.lists import comma_list

@@ -16,7 +16,7 @@ from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:
     from zcode_plugin.cli.evaluation.comparison import Comparison
-    from zcode_plugin.cli.evaluation.generation import Direction
+    from zcode_plugin.data.pairs import Pair
 
 DESCRIPTION = """Compare results of zcode evaluate: scores side by side and, for each but
 the first, which is the baseline, the p-value of sacreBLEU's paired test; in each
@@ -102,7 +102,7 @@ def _names(text: str | None, paths: Sequence[Path]) -> list[str]:
 
 
 def _write_json(
-    args: argparse.Namespace, made: Comparison, directions: Sequence[Direction], samples: int
+    args: argparse.Namespace, made: Comparison, directions: Sequence[Pair], samples: int
 ) -> None:
     from zcode_plugin.cli.evaluation.comparison import TESTS, mean_scores
 

@@ -18,7 +18,7 @@ from typing import Any
 import zcode_plugin
 from zcode_plugin.checkpoint import config, names
 from zcode_plugin.cli.evaluation import comet, generation, scores
-from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.cli.evaluation.generation import Translations
 from zcode_plugin.cli.evaluation.scores import Score
 from zcode_plugin.cli.outputs import check_file, check_folder, write_texts
 from zcode_plugin.cli.stock import (
@@ -28,6 +28,7 @@ from zcode_plugin.cli.stock import (
     available_cores,
     check_no_colon,
 )
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Translate every direction with stock fairseq-generate; print a table of BLEU and
@@ -49,9 +50,9 @@ LARGE_CHECKPOINT = 1 << 30
 class Evaluation:
     """All that was translated and scored, with the commands that do it again."""
 
-    texts: dict[Direction, Translations]
-    scores: dict[Direction, Score]
-    commands: dict[Direction, str]
+    texts: dict[Pair, Translations]
+    scores: dict[Pair, Score]
+    commands: dict[Pair, str]
     updates: int
     seconds: float
 
@@ -160,7 +161,7 @@ def _default_jobs(checkpoint: Path) -> int:
 
 def _evaluate(
     args: argparse.Namespace,
-    directions: Sequence[Direction],
+    directions: Sequence[Pair],
     task: Sequence[str],
     tokenizers: Mapping[str, str],
     updates: int,
@@ -217,7 +218,7 @@ def _keep(results: Sequence[StockResult], folder: Path) -> None:
         shutil.copy(result.job.output, folder)
 
 
-def _read(result: StockResult, direction: Direction) -> Translations:
+def _read(result: StockResult, direction: Pair) -> Translations:
     if result.exit_code != 0:
         raise UserError(
             f"fairseq-generate failed for {direction}, {result.reason}; by hand: "

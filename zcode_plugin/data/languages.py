@@ -1,81 +1,17 @@
-"""Languages, directions and the files that hold them, in a directory of `fairseq-preprocess`."""
+"""Languages: which there are, their order, and their tokens in a dictionary."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fairseq.data import Dictionary
 
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.data.symbols import MASK, language_token, objective_token
 from zcode_plugin.errors import UserError
 
 LANGS_FILE = "langs.txt"
-_PAIR_FILE = re.compile(r"(?P<split>.+)\.(?P<src>[^.-]+)-(?P<tgt>[^.-]+)\.(?P<lang>[^.-]+)\.idx")
-
-
-@dataclass(frozen=True, order=True)
-class Pair:
-    """A direction of translation, written `src-tgt`."""
-
-    src: str
-    tgt: str
-
-    def __str__(self) -> str:
-        return f"{self.src}-{self.tgt}"
-
-    @property
-    def reverse(self) -> Pair:
-        return Pair(self.tgt, self.src)
-
-    @classmethod
-    def parse(cls, text: str) -> Pair:
-        src, dash, tgt = text.strip().partition("-")
-        if not (src and dash and tgt) or "-" in tgt:
-            raise UserError(f"--lang-pairs: {text!r} is no pair, write it as src-tgt")
-        return cls(src, tgt)
-
-
-def stored_pairs(directory: Path, split: str) -> list[Pair]:
-    """Pairs with binarised data of the split, as stored, in alphabetic order."""
-    found = set()
-    for path in directory.glob(f"{split}.*.idx"):
-        match = _PAIR_FILE.fullmatch(path.name)
-        if match and match["split"] == split and match["tgt"] != "None":
-            found.add(Pair(match["src"], match["tgt"]))
-    return sorted(found)
-
-
-def all_pairs(directory: Path) -> list[Pair]:
-    """Both directions of every pair with training data, else with any split of the usual names."""
-    for split in ("train", "valid", "test"):
-        stored = stored_pairs(directory, split)
-        if stored:
-            return sorted({*stored, *(pair.reverse for pair in stored)})
-    return []
-
-
-def monolingual_languages(directory: Path, split: str) -> list[str]:
-    """Languages with data of the split that `fairseq-preprocess --only-source` wrote."""
-    names = [path.name.split(".") for path in directory.glob(f"{split}.*-None.*.idx")]
-    return sorted({parts[-2] for parts in names if parts[-3] == f"{parts[-2]}-None"})
-
-
-def pair_prefix(directory: Path, split: str, pair: Pair) -> Path | None:
-    """Path prefix `.../split.src-tgt.` of a direction stored in either order, if there is one."""
-    for stored in (pair, pair.reverse):
-        prefix = directory / f"{split}.{stored}."
-        if all(Path(f"{prefix}{lang}.idx").exists() for lang in (pair.src, pair.tgt)):
-            return prefix
-    return None
-
-
-def monolingual_prefix(directory: Path, split: str, lang: str) -> Path | None:
-    """Path prefix of monolingual data, if there is any."""
-    prefix = directory / f"{split}.{lang}-None."
-    return prefix if Path(f"{prefix}{lang}.idx").exists() else None
 
 
 def resolve_languages(

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.cli.evaluation.scores import GROUPS
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.moe.load import POSITION_STARTS
 from zcode_plugin.reporting.logs import EPOCH, TRAIN, Curve, TrainingLog
 from zcode_plugin.reporting.plots import Chart, Series, finite_range
@@ -285,7 +285,7 @@ def _panel(
 
 def _by_group(name: str) -> tuple[int, str]:
     src, _, tgt = name.partition("-")
-    return (GROUPS.index(Direction(src, tgt).group) if tgt else len(GROUPS), name)
+    return (GROUPS.index(Pair(src, tgt).group) if tgt else len(GROUPS), name)
 
 
 def _drawn(charts: Iterable[Chart]) -> list[Chart]:

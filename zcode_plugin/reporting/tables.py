@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from zcode_plugin.checkpoint.statistics import LayerLoad
-from zcode_plugin.cli.evaluation.generation import Direction
 from zcode_plugin.cli.evaluation.scores import METRICS, by_group, in_order, shown, signature_lines
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.reporting.charts import OBJECTIVES, typical
 from zcode_plugin.reporting.logs import TrainingLog
 from zcode_plugin.reporting.runs import Evaluation, Run
@@ -44,7 +44,7 @@ def overview(runs: Sequence[Run]) -> Table:
     return Table(["", *(run.name for run in runs)], rows, notes=_left_out(left_out))
 
 
-def _facts(run: Run, directions: Sequence[Direction]) -> dict[str, str]:
+def _facts(run: Run, directions: Sequence[Pair]) -> dict[str, str]:
     facts = {} if run.log is None else _training_facts(run.log)
     if run.evaluation is not None:
         for metric, name in METRICS.items():
@@ -133,23 +133,23 @@ def score_table(runs: Sequence[Run]) -> Table | None:
     return Table(["direction", "sentences", *header], rows, strong, notes)
 
 
-def _shared(evaluations: Sequence[Evaluation]) -> tuple[list[Direction], list[Direction]]:
+def _shared(evaluations: Sequence[Evaluation]) -> tuple[list[Pair], list[Pair]]:
     """Directions that all have, over which means can be compared; and the others."""
     every = dict.fromkeys(name for one in evaluations for name in one.directions)
-    parts: tuple[list[Direction], list[Direction]] = ([], [])
+    parts: tuple[list[Pair], list[Pair]] = ([], [])
     for name in every:
         src, _, tgt = name.partition("-")
         lacks = any(name not in one.directions for one in evaluations)
-        parts[lacks].append(Direction(src, tgt))
+        parts[lacks].append(Pair(src, tgt))
     return parts
 
 
-def _left_out(directions: Sequence[Direction]) -> list[str]:
+def _left_out(directions: Sequence[Pair]) -> list[str]:
     names = ", ".join(map(str, in_order(directions)))
     return [f"Not in the means, as not all runs have it: {names}"] if names else []
 
 
-def _mean(evaluation: Evaluation, directions: Sequence[Direction], metric: str) -> float | None:
+def _mean(evaluation: Evaluation, directions: Sequence[Pair], metric: str) -> float | None:
     """Unweighted; None where one of them has no such score."""
     found = [evaluation.directions[str(direction)].get(metric) for direction in directions]
     values = [value for value in found if value is not None]

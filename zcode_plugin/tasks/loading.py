@@ -19,13 +19,8 @@ from zcode_plugin.data.corpora import (
     prepend,
     word_starts,
 )
-from zcode_plugin.data.languages import (
-    Pair,
-    monolingual_languages,
-    monolingual_prefix,
-    pair_prefix,
-)
 from zcode_plugin.data.objectives import KNOWN, MASKED
+from zcode_plugin.data.pairs import Pair, monolingual_languages, monolingual_prefix, pair_prefix
 from zcode_plugin.data.schedules import Schedule
 from zcode_plugin.data.symbols import MASK, language_token, objective_token
 from zcode_plugin.errors import UserError

@@ -14,16 +14,10 @@ from torch import Tensor
 from zcode_plugin.checkpoint.vocabulary import check_same, symbols_of
 from zcode_plugin.data.collating import Collater
 from zcode_plugin.data.corpora import prepend
-from zcode_plugin.data.languages import (
-    Pair,
-    add_special_symbols,
-    all_pairs,
-    dictionary_of,
-    pair_prefix,
-    resolve_languages,
-)
+from zcode_plugin.data.languages import add_special_symbols, dictionary_of, resolve_languages
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import KNOWN, parse_objectives, parse_token_budgets
+from zcode_plugin.data.pairs import Pair, all_pairs, pair_prefix
 from zcode_plugin.data.symbols import language_token, objective_token
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.lists import comma_list

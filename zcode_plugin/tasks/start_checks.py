@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zcode_plugin.checkpoint.config import FLOAT_BITS
-from zcode_plugin.data.languages import Pair
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.moe_checks import check_alone, check_zero_precision
 from zcode_plugin.models.sliced_checks import check_one_process

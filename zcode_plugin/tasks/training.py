@@ -20,9 +20,9 @@ from zcode_plugin.checkpoint.config import put
 from zcode_plugin.checkpoint.resume import check_start
 from zcode_plugin.checkpoint.vocabulary import rows_for
 from zcode_plugin.criterions.multitask_summed_loss import MultitaskSummedLoss
-from zcode_plugin.data.languages import Pair
 from zcode_plugin.data.multitask_dataset import MultitaskDataset
 from zcode_plugin.data.objectives import Objective
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.models.moe_checks import SUMMED_LOSS
 from zcode_plugin.models.moe_transformer import MoETransformer

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from zcode_plugin.cli.console import format_table
-from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.cli.evaluation.generation import Translations
 from zcode_plugin.cli.evaluation.scores import (
     DECIMALS,
     METRICS,
@@ -19,6 +19,7 @@ from zcode_plugin.cli.evaluation.scores import (
     in_order,
     tokenizer_of,
 )
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 
 TESTS = {"bs": "paired bootstrap resampling", "ar": "paired approximate randomisation"}
@@ -43,9 +44,9 @@ class System:
     """
 
     name: str
-    texts: dict[Direction, Translations]
-    tokenizers: dict[Direction, str]
-    comet: dict[Direction, float]
+    texts: dict[Pair, Translations]
+    tokenizers: dict[Pair, str]
+    comet: dict[Pair, float]
     comet_model: str | None
 
 
@@ -81,7 +82,7 @@ def read_system(path: Path, name: str) -> System:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        entries = {Direction(*key.split("-")): entry for key, entry in record["directions"].items()}
+        entries = {Pair(*key.split("-")): entry for key, entry in record["directions"].items()}
         tokenizers = {
             direction: tokenizer_of(entry["bleu_signature"]) for direction, entry in entries.items()
         }
@@ -106,7 +107,7 @@ def read_system(path: Path, name: str) -> System:
     )
 
 
-def common_directions(systems: Sequence[System], paths: Sequence[Path]) -> list[Direction]:
+def common_directions(systems: Sequence[System], paths: Sequence[Path]) -> list[Pair]:
     """Directions that all have, in the order of tables.
 
     Raises:
@@ -133,7 +134,7 @@ def common_directions(systems: Sequence[System], paths: Sequence[Path]) -> list[
 
 
 def compare(
-    systems: Sequence[System], directions: Sequence[Direction], test: str, samples: int
+    systems: Sequence[System], directions: Sequence[Pair], test: str, samples: int
 ) -> Comparison:
     """Test each system against the first, in each direction and in all together.
 
@@ -159,7 +160,7 @@ def compare(
 def _add_all(
     made: Comparison,
     systems: Sequence[System],
-    directions: Sequence[Direction],
+    directions: Sequence[Pair],
     test: str,
     samples: int,
 ) -> None:
@@ -228,7 +229,7 @@ def _outcome(result: Any, baseline: float) -> Outcome:
     return Outcome(score, p, mean, ci)
 
 
-def comparison_table(made: Comparison, directions: Sequence[Direction], metric: str) -> str:
+def comparison_table(made: Comparison, directions: Sequence[Pair], metric: str) -> str:
     """Directions, means over them, and all sentences together; p beside each but the baseline."""
     outcomes = made.outcomes[metric]
     tested = metric in TESTED
@@ -247,7 +248,7 @@ def comparison_table(made: Comparison, directions: Sequence[Direction], metric: 
 
 
 def mean_scores(
-    made: Comparison, directions: Sequence[Direction], metric: str
+    made: Comparison, directions: Sequence[Pair], metric: str
 ) -> dict[str, list[float]]:
     """Unweighted means over the directions of each group, a mean for each system."""
     outcomes = made.outcomes[metric]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.checkpoint import config
+from zcode_plugin.data.pairs import Pair, stored_directions
 from zcode_plugin.data.symbols import SPACE, language_token, objective_token
 from zcode_plugin.errors import UserError
 
@@ -26,27 +27,7 @@ TASK_OPTIONS = {
     "translation": _POSITION_OPTIONS,
 }
 
-_STORED = re.compile(r"(?P<src>[^.-]+)-(?P<tgt>[^.-]+)")
 _PRINTED = re.compile(r"(?P<kind>[STHD])-(?P<id>\d+)\t(?P<rest>.*)", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Direction:
-    """A direction of translation, written `src-tgt`."""
-
-    src: str
-    tgt: str
-
-    def __str__(self) -> str:
-        return f"{self.src}-{self.tgt}"
-
-    @property
-    def group(self) -> str:
-        """`X->en`, `en->X` or `other`; any code of English counts: en, en_XX, eng_Latn."""
-        english = [re.fullmatch(r"eng?(_.*)?", lang) is not None for lang in (self.src, self.tgt)]
-        if english[0] == english[1]:
-            return "other"
-        return "en->X" if english[0] else "X->en"
 
 
 @dataclass(frozen=True)
@@ -63,17 +44,7 @@ class Translations:
         return sum("<<unk>>" in reference for reference in self.references)
 
 
-def stored_directions(data: Path, subset: str) -> list[Direction]:
-    """Both directions of every pair of which `data` holds the subset, in alphabetic order."""
-    directions = set()
-    for path in data.glob(f"{subset}.*-*.*.idx"):
-        match = _STORED.fullmatch(path.name.removeprefix(f"{subset}.").split(".")[0])
-        if match and match["tgt"] != "None":
-            directions |= {(match["src"], match["tgt"]), (match["tgt"], match["src"])}
-    return [Direction(*pair) for pair in sorted(directions)]
-
-
-def choose_directions(text: str | None, data: Path, subset: str) -> list[Direction]:
+def choose_directions(text: str | None, data: Path, subset: str) -> list[Pair]:
     """The directions of `--pairs`, or all that are stored.
 
     Raises:
@@ -91,7 +62,7 @@ def choose_directions(text: str | None, data: Path, subset: str) -> list[Directi
     return [by_name[name] for name in dict.fromkeys(text.split(","))]
 
 
-def trained_directions(directions: list[Direction], task: Any) -> list[Direction]:
+def trained_directions(directions: list[Pair], task: Any) -> list[Pair]:
     """Those of the data in which a checkpoint was trained: stock's task `translation` has but one.
 
     Args:
@@ -103,7 +74,7 @@ def trained_directions(directions: list[Direction], task: Any) -> list[Direction
     """
     if _name(task) != "translation":
         return directions
-    only = Direction(*(str(config.get(task, f"{side}_lang")) for side in ("source", "target")))
+    only = Pair(*(str(config.get(task, f"{side}_lang")) for side in ("source", "target")))
     if only not in directions:
         raise UserError(f"there is no data of {only}, in which the checkpoint was trained")
     return [only]
@@ -142,7 +113,7 @@ def task_arguments(task: Any) -> list[str]:
     return arguments
 
 
-def read_translations(output: str, direction: Direction) -> Translations:
+def read_translations(output: str, direction: Pair) -> Translations:
     """Read the S-, T-, D- (or H-) lines of fairseq-generate; of several hypotheses the first, best.
 
     Raises:
@@ -173,7 +144,7 @@ def _in_order(texts: dict[int, str]) -> list[str]:
     return [texts[number] for number in sorted(texts)]
 
 
-def _without_added_tokens(text: str, direction: Direction) -> str:
+def _without_added_tokens(text: str, direction: Pair) -> str:
     tokens = objective_token("mt"), language_token(direction.src), language_token(direction.tgt)
     for token in tokens:
         text = text.removeprefix(token).lstrip()
@@ -184,7 +155,7 @@ def generate_arguments(
     data: Path,
     checkpoint: Path,
     user_dir: Path,
-    direction: Direction,
+    direction: Pair,
     task: Iterable[str],
     options: Sequence[str],
 ) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from zcode_plugin.cli.console import format_table, suggestion
-from zcode_plugin.cli.evaluation.generation import Direction, Translations
+from zcode_plugin.cli.evaluation.generation import Translations
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 
 # Languages written without spaces between words, for which 13a would count sentences as words.
@@ -129,7 +130,7 @@ def score(texts: Translations, tokenizer: str, copy_baseline: bool) -> Score:
     )
 
 
-def means(scores: Mapping[Direction, Score]) -> dict[str, dict[str, float]]:
+def means(scores: Mapping[Pair, Score]) -> dict[str, dict[str, float]]:
     """Unweighted means over directions: from English, into English, between others, of all.
 
     Groups without a direction are left out.
@@ -145,19 +146,19 @@ def means(scores: Mapping[Direction, Score]) -> dict[str, dict[str, float]]:
     }
 
 
-def by_group(directions: Iterable[Direction]) -> dict[str, list[Direction]]:
+def by_group(directions: Iterable[Pair]) -> dict[str, list[Pair]]:
     """Directions by group, and as `all` all of them; groups without a direction are left out."""
     every = list(directions)
     groups = {group: [d for d in every if d.group == group] for group in GROUPS}
     return {group: members for group, members in groups.items() if members} | {"all": every}
 
 
-def in_order(directions: Iterable[Direction]) -> list[Direction]:
+def in_order(directions: Iterable[Pair]) -> list[Pair]:
     """As tables show them: by group, then by name."""
     return sorted(directions, key=lambda d: (GROUPS.index(d.group), str(d)))
 
 
-def score_table(scores: Mapping[Direction, Score]) -> str:
+def score_table(scores: Mapping[Pair, Score]) -> str:
     """The table of all directions, by group, and the means below."""
     average = means(scores)
     titles = [title for name, title in METRICS.items() if name in average["all"]]
@@ -197,7 +198,7 @@ def signature_lines(entries: Mapping[Any, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def unknown_lines(scores: Mapping[Direction, Score]) -> Iterable[str]:
+def unknown_lines(scores: Mapping[Pair, Score]) -> Iterable[str]:
     """A line for each direction with references that no translation can match."""
     for direction, entry in scores.items():
         if entry.unknown_references:
