@@ -2,12 +2,16 @@
 """Experts against sample efficiency: 1, 2, 4, 8 and 16 at equal compute per token.
 
 Every token goes to one expert, so models with more experts have more parameters and the same
-compute; with one it is the dense model. All see the same batches. "Times fewer updates" compares
-with what the dense model took to its final loss. The paper: 64 experts need about a tenth of the
-dense model's updates, and the gain shrinks as experts are added.
+compute; with one it is the dense model. All see the same batches. Seeds of one model differ by as
+much as numbers of experts do, so there are three of each; "times fewer updates" compares with what
+the dense models of the same seeds took to their final loss. The paper: 64 experts need about a
+tenth of the dense model's updates, and the gain shrinks as experts are added.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean
 
 import curves
 import quality
@@ -18,34 +22,60 @@ from trainings import Run
 
 
 def body(records: Records, scale: Scale) -> Report:
-    runs: dict[int, Run] = {1: scale.dense(), 8: scale.moe()}
-    for experts in (2, 4, 16):
-        options = (*MOE, "--moe-expert-count", str(experts))
-        runs[experts] = scale.run(f"experts-{experts}", options)
-    measured = records.measure({experts: [runs[experts]] for experts in sorted(runs)}, [1])
-    found = {experts: [one.curve] for experts, [one] in measured.items()}
+    measured = records.measure(numbers(scale), [1])
+    found = {experts: [one.curve for one in several] for experts, several in measured.items()}
     rows = [
-        [experts, one.parameters, curves.final(found[experts]),
-         *curves.speedup(found[experts], found[1]), quality.mean_bleu(one.results),
-         one.curve[-1].seconds / 60]
-        for experts, [one] in measured.items()
+        [experts, len(several), several[0].parameters, curves.final(found[experts]),
+         curves.deviation([one[-1].loss for one in found[experts]]),
+         curves.final(found[1][: len(several)]), *curves.speedup(found[experts], found[1]),
+         fmean(quality.mean_bleu(one.results) for one in several),
+         fmean(one.curve[-1].seconds / 60 for one in several)]
+        for experts, several in measured.items()
     ]  # fmt: skip
     columns = [
-        "experts", "parameters", "final loss", "times fewer updates", "times less time",
-        "BLEU all", "minutes",
+        "experts", "seeds", "parameters", "final loss", "deviation", "dense's, of these seeds",
+        "times fewer updates", "times less time", "BLEU all", "minutes",
     ]  # fmt: skip
     named = {
         f"{experts} experts" if experts > 1 else "dense": one for experts, one in found.items()
     }
-    dense = curves.final(found[1])
-    gains = [f"{experts}: {dense - curves.final(one):.3f}" for experts, one in found.items()][1:]
     return Report(
-        seeds=[1],
-        tables=[Table("experts", "Validation loss, bits per target", columns, rows)],
+        seeds=scale.seeds[: len(measured[1])],
+        tables=[Table("experts", "Validation loss, bits per target, means", columns, rows)],
         charts=loss_charts("experts", "Number of experts", named),
-        findings=[f"Bits per target below the dense model's, by experts: {', '.join(gains)}."],
+        findings=[finding(found)],
         details={"updates": scale.updates, **origins(measured)},
     )
+
+
+def numbers(scale: Scale) -> dict[int, list[Run]]:
+    """Runs by the number of experts, of each seed."""
+    others = {
+        experts: [
+            scale.run(f"experts-{experts}", (*MOE, "--moe-expert-count", str(experts)), seed=seed)
+            for seed in scale.seeds
+        ]
+        for experts in (2, 4, 16)
+    }
+    found = {
+        1: [scale.dense(seed) for seed in scale.seeds],
+        8: [scale.moe(seed) for seed in scale.seeds],
+        **others,
+    }
+    return {experts: found[experts] for experts in sorted(found)}
+
+
+def finding(found: Mapping[int, curves.Curves]) -> str:
+    dense = found[1]
+    gains = [
+        f"{experts}: {curves.final(dense[: len(one)]) - curves.final(one):.3f}"
+        + (f" ({len(one)} of {len(dense)} seeds)" if len(one) < len(dense) else "")
+        for experts, one in found.items()
+        if experts > 1
+    ]
+    spread = curves.deviation([one[-1].loss for one in dense])
+    known = f"; seeds of the dense model deviate by {spread:.3f}" if spread is not None else ""
+    return f"Bits per target below the dense models', by experts: {', '.join(gains)}{known}."
 
 
 if __name__ == "__main__":
