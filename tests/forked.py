@@ -92,6 +92,8 @@ def _main(
         code = 1
     sys.stdout.flush()
     sys.stderr.flush()
+    for worker in multiprocessing.active_children():  # a loader's, which would look up in seconds
+        worker.terminate()
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 

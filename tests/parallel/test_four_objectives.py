@@ -84,9 +84,9 @@ def test_it_trains_resumes_and_translates(data: Path, tmp_path: Path) -> None:
             assert entry[name] == expected[name], name
 
     merged = tmp_path / "merged.pt"
-    run("zcode", "merge", resumed / "checkpoint_last-rank-0.pt", "--out", merged, fresh=True)
+    run("zcode", "merge", resumed / "checkpoint_last-rank-0.pt", "--out", merged)
     tokens = ("--decoder-langtok", "--beam", "2")
-    generated = generate(data, merged, "cc", "aa", *tokens, fresh=True)
+    generated = generate(data, merged, "cc", "aa", *tokens)
     assert len(lines(generated, "H")) == 3 * 4
     source = tmp_path / "source.txt"
     texts = [line.split("\t")[1].removeprefix("__aa__ ") for line in lines(generated, "S")]
