@@ -146,7 +146,7 @@ def test_an_exception_ends_all_ranks(
     ("place", "options"),
     [
         (in_all_to_all, ["--disable-validation"]),
-        (in_validation, []),
+        pytest.param(in_validation, [], marks=pytest.mark.slow),
         (in_save, ["--disable-validation"]),
     ],
 )

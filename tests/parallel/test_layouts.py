@@ -102,7 +102,7 @@ def test_a_layout_repeats_itself_bit_for_bit(
 
 
 @pytest.mark.parametrize(("world", "size"), slow_unless(lambda world, size: world == 4 == size))
-@pytest.mark.parametrize("sentences", [16, 100])
+@pytest.mark.parametrize("sentences", [16, pytest.param(100, marks=pytest.mark.slow)])
 def test_ranks_without_a_batch(
     reversal: Path, tmp_path: Path, world: int, size: int, sentences: int
 ) -> None:

@@ -103,6 +103,7 @@ def test_an_impossible_size_is_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_discriminator_makes_fewer_errors_than_the_majority(
     alphabet: Path, tmp_path: Path
 ) -> None:

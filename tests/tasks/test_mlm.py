@@ -73,6 +73,7 @@ def test_the_loss_is_that_of_hidden_tokens_alone(first_batch: FirstBatch, revers
     assert float(translation) == pytest.approx(2 * float(mt_logs["mt_loss"]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_alone_it_beats_the_most_frequent_word_threefold(alphabet: Path, tmp_path: Path) -> None:
     output = train(
         alphabet, tmp_path, "--multitask", "mlm", "--langs", "aa", "--max-update", "200",
