@@ -50,19 +50,16 @@ def body(records: Records, scale: Scale) -> Report:
 
 def numbers(scale: Scale) -> dict[int, list[Run]]:
     """Runs by the number of experts, of each seed."""
-    others = {
-        experts: [
-            scale.run(f"experts-{experts}", (*MOE, "--moe-expert-count", str(experts)), seed=seed)
-            for seed in scale.seeds
-        ]
-        for experts in (2, 4, 16)
-    }
-    found = {
-        1: [scale.dense(seed) for seed in scale.seeds],
-        8: [scale.moe(seed) for seed in scale.seeds],
-        **others,
-    }
-    return {experts: found[experts] for experts in sorted(found)}
+
+    def run(experts: int, seed: int) -> Run:
+        if experts == 1:
+            return scale.dense(seed)
+        if experts == 8:
+            return scale.moe(seed)
+        options = (*MOE, "--moe-expert-count", str(experts))
+        return scale.run(f"experts-{experts}", options, seed=seed)
+
+    return {experts: [run(experts, seed) for seed in scale.seeds] for experts in (1, 2, 4, 8, 16)}
 
 
 def finding(found: Mapping[int, curves.Curves]) -> str:

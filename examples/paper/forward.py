@@ -15,8 +15,7 @@ from torch import Tensor
 
 from zcode_plugin import register
 from zcode_plugin.data.pairs import Pair
-
-START_OF_WORD = "\u2581"  # SentencePiece's
+from zcode_plugin.data.symbols import SPACE
 
 
 def load(checkpoint: Path, data: Path, split: str) -> tuple[torch.nn.Module, Any]:
@@ -70,7 +69,7 @@ class MeansOfPieces:
         """One sentence, without its end."""
         group = Pair(*direction.split("-")).group
         for piece, loss in zip(pieces, losses, strict=True):
-            kind = "first" if piece.startswith(START_OF_WORD) else "inside"
+            kind = "first" if piece.startswith(SPACE) else "inside"
             self._losses[group, kind].append(loss)
 
     def by_kind(self) -> dict[tuple[str, str], float]:

@@ -62,6 +62,11 @@ def is_zero_sharded(state: Mapping[str, Any]) -> bool:
     return asks_for_zero_sharding(section(state, "distributed_training"))
 
 
+def task_name(task: Any) -> str:
+    """The name of a task by its options, in newer files and older ones; empty where it has none."""
+    return str(get(task, "_name") or get(task, "task") or "")
+
+
 def asks_for_zero_sharding(options: Any) -> bool:
     """Whether options, of a run or of its distributed training, have `--zero-sharding os`."""
     return str(get(options, "zero_sharding", "none")) != "none"

@@ -102,7 +102,7 @@ def inspect(path: Path) -> Contents:
         bytes=sum(file.stat().st_size for file in files),
         updates=config.num_updates(state),
         arch=_text(config.get(model, "arch") or config.get(model, "_name")),
-        task=_text(config.get(task, "_name") or config.get(task, "task")),
+        task=_text(config.task_name(task) or None),
         objectives=_OBJECTIVE.findall(str(config.get(task, "multitask", ""))),
         languages=langs or sorted(set(_direction(task))),
         pairs=_pairs(task_state, task),

@@ -66,7 +66,8 @@ def _check(options: Any, world: int, symbols: Sequence[str], trained: Sequence[s
     restore, whole = config.get(options, "restore_file", LAST), start_name(options)
     layout = Layout.of_run(options, world)
     is_sharded = config.get(options, "use_sharded_state")
-    if whole == Path(config.get(options, "continue_once") or ""):
+    once = config.get(options, "continue_once")
+    if once and whole == Path(once):
         if is_sharded or len(layout.paths(whole)) > 1:
             raise UserError(
                 f"--continue-once {whole} is read by all ranks alike, and here each has a file of "

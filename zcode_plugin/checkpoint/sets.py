@@ -31,8 +31,15 @@ def start_name(options: Any) -> Path:
         return Path(restore)
     last = Path(config.get(options, "save_dir"), LAST)
     once = config.get(options, "continue_once")
-    is_first = not (last.is_file() or names.find_rank_files(last) or names.find_shards(last))
-    return Path(once) if once and is_first else last
+    return Path(once) if once and first_file(last) is None else last
+
+
+def first_file(whole: Path) -> Path | None:
+    """A file of a checkpoint in whatever layout, by its name without a rank or shard."""
+    if whole.is_file():
+        return whole
+    files = [*names.find_rank_files(whole).values(), *names.find_shards(whole).values()]
+    return next(iter(files), None)
 
 
 def finish_save(whole: Path, paths: Sequence[Path]) -> None:

@@ -56,7 +56,7 @@ def find_vocabulary(
     kept = state.get("task_state") or {}
     langs = list(kept.get("langs") or _languages(task, data))
     own = kept["symbols"].split("\n") if kept.get("symbols") else None
-    if own is None and config.get(task, "_name") == "translation":
+    if own is None and config.task_name(task) == "translation":
         raise UserError(
             f"{checkpoint} is of stock's task translation, whose vocabulary has no language "
             f"tokens: {REMEDY}"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config, io, names
-from zcode_plugin.checkpoint.sets import start_name
+from zcode_plugin.checkpoint import config, io
+from zcode_plugin.checkpoint.sets import first_file, start_name
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.moe_config import MoEConfig
@@ -115,11 +115,7 @@ def _resumed(args: Namespace) -> Path | None:
     """A file of the checkpoint that the run goes on from."""
     if getattr(args, "save_dir", None) is None:
         return None
-    whole = start_name(args)
-    if whole.is_file():
-        return whole
-    files = [*names.find_rank_files(whole).values(), *names.find_shards(whole).values()]
-    return next(iter(files), None)
+    return first_file(start_name(args))
 
 
 def check_experts(args: Namespace, stored: Stored) -> None:

@@ -80,11 +80,11 @@ def check_model(options: Any, model: Any) -> None:
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     dropout = getattr(options, "moe_gating_dropout", 0)
-    skipped = [".gate."]
+    skipped: tuple[str, ...] = (".gate.",)
+    what = "gates"
     if getattr(options, "moe_gating_dropout_policy", "local") == "skip":
-        skipped.append(".experts.")
+        skipped, what = (".gate.", ".experts."), "gates and experts"
     if dropout and all(any(part in f".{name}" for part in skipped) for name in trained):
-        what = " and ".join(f"{part.strip('.').removesuffix('s')}s" for part in skipped)
         raise UserError(
             f"--moe-gating-dropout {dropout} leaves an update without a gate nothing to train, and "
             f"{what} alone are trained: set it to 0"

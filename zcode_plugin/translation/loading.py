@@ -162,7 +162,7 @@ def _find_tasks(
     state: Mapping[str, Any], path: Path, data: Path | None
 ) -> tuple[_OwnTasks | _StockTasks, Vocabulary]:
     options = config.section(state, "task")
-    name = str(config.get(options, "_name") or config.get(options, "task") or "not named")
+    name = config.task_name(options) or "not named"
     if name == OWN_TASK:
         names_symbols = bool((state.get("task_state") or {}).get("symbols"))
         folder = data if data is not None or names_symbols else _stored_folder(options)

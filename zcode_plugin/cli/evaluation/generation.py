@@ -72,16 +72,12 @@ def trained_directions(directions: list[Pair], task: Any) -> list[Pair]:
     Raises:
         UserError: there are none.
     """
-    if _name(task) != "translation":
+    if config.task_name(task) != "translation":
         return directions
     only = Pair(*(str(config.get(task, f"{side}_lang")) for side in ("source", "target")))
     if only not in directions:
         raise UserError(f"there is no data of {only}, in which the checkpoint was trained")
     return [only]
-
-
-def _name(task: Any) -> str:
-    return str(config.get(task, "_name") or config.get(task, "task") or "")
 
 
 def task_arguments(task: Any) -> list[str]:
@@ -93,7 +89,7 @@ def task_arguments(task: Any) -> list[str]:
     Raises:
         UserError: a task that does not translate between the languages of a data folder.
     """
-    name = _name(task)
+    name = config.task_name(task)
     if name not in TASK_OPTIONS:
         raise UserError(
             f"the checkpoint's task is {name or 'not named'}: zcode evaluate knows "
