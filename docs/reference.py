@@ -186,7 +186,8 @@ def verbs() -> list[str]:
     for verb in VERBS:
         parser = argparse.ArgumentParser(add_help=False)
         verb.load().add_arguments(parser)
-        rest = " ... [-- FLAGS OF STOCK]" if parser.get_default("extra") is not None else ""
+        whose = "THE MODEL" if verb.name == "plan" else "STOCK"
+        rest = f" ... [-- FLAGS OF {whose}]" if parser.get_default("extra") is not None else ""
         lines += [f"### zcode {verb.name}", "", cell(parser.description or verb.summary)]
         lines += [f"`zcode {verb.name}{rest}`"] * bool(rest)
         lines += flags(parser._actions, {}) if parser._actions else ["", "No arguments.", ""]

@@ -4,7 +4,8 @@
 A dense model and its MoE twin of equal compute per token see the same batches in as many updates;
 every other layer of the encoder has experts. The same with a gate that draws experts at random (a
 hash of the token chooses when it translates) says what experts are worth that nothing is learnt
-about. Three seeds each. Two more MoE models, one seed each: one with experts in the decoder, too,
+about. Three seeds each, as
+far as they are trained. Two more MoE models, one seed each: one with experts in the decoder, too,
 as in the paper, and one whose gate is that hash from the start. Of bilingual models there is one
 for each language, both directions, with a quarter of the updates: in all twice the compute of the
 dense model. Scores are of 200 sentences a direction that no training has seen, unweighted means

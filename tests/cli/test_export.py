@@ -239,6 +239,20 @@ def test_mistakes_are_one_line_and_leave_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "untrained.pt"]
 
 
+def test_quantised_experts_have_no_place_in_transformers(
+    here: Run, untrained: Path, tmp_path: Path
+) -> None:
+    small = tmp_path / "small.pt"
+    here("quantise", untrained, "--bits", "8", "--out", small)
+    ended = here("export", small, "--out", tmp_path / "x", *HUGGINGFACE)
+    assert (ended.returncode, ended.stderr) == (
+        2,
+        f"zcode export: error: {small} holds experts of 8 bits, made by zcode quantise to "
+        "translate with, not for transformers: name the checkpoint it was made of\n",
+    )
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_missing_package_is_named(
     here: Run, untrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,7 @@ PAGES_OF_BLOCKS: dict[str, dict[str, Run | str]] = {
     "docs/surgery.md": {
         "zcode inspect": Run(),
         "zcode stats": Run(),
-        "zcode prune": Run({"--keep 8": "--keep 4"}),  # the model of the stage has 8 experts
+        "zcode prune": Run(),
         "python benchmarks/pruning.py": DEMO,
         "zcode aggregate": Run(),
         "zcode upcycle": Run(),

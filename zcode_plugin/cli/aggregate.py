@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="CKPT",
-        help="two or more checkpoints, as zcode merge takes them",
+        help="two or more: files, or any rank's, or without a rank",
     )
     add("--weights", metavar="W,...", help="weights of the models in the mean (default: all alike)")
     add("--gate-scale", default="auto", metavar="F", help="factor of all gates (default: auto)")
@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Aggregate and print what the gates became."""
     from zcode_plugin.checkpoint import io
-    from zcode_plugin.checkpoint.aggregate import aggregate
     from zcode_plugin.checkpoint.gather import find_files, gather_whole
     from zcode_plugin.checkpoint.tensors import count_elements
 
@@ -64,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
     for path in args.checkpoints:
         with io.well_formed(path):
             models.append(gather_whole(path)[1])
+    # Not before a checkpoint is read: that imports fairseq without its warnings.
+    from zcode_plugin.checkpoint.aggregate import aggregate
+
     with (
         step(f"aggregate {count(len(models), 'checkpoint')}") as current,
         io.well_formed(args.checkpoints[-1]),

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="CKPT",
-        help="checkpoints as zcode reshard takes them, or one folder",
+        help="files, or any rank's, or without a rank; or one folder",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(

@@ -39,7 +39,7 @@ OMEGACONF_OF_HYDRA: dict[tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...]
 PACKAGE_OF = {"antlr4": "antlr4-python3-runtime==4.9.3", "yaml": "PyYAML"}
 # Of the packages below those without which fairseq's own fault would not show.
 IMPORTED_BY_FAIRSEQ = ("torch", "numpy", "fairseq", "hydra-core", "omegaconf", "sacrebleu")
-COMPAT = "pip install --no-deps --force-reinstall zcode_plugin (or the path of your checkout)"
+COMPAT = "pip install --no-deps --force-reinstall CHECKOUT (the folder of zcode_plugin's setup.cfg)"
 COMPILER = "apt-get install build-essential python3-dev (or your system's C compiler and headers)"
 PROBE_SECONDS = 120
 

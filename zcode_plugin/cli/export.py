@@ -78,12 +78,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _write(args: argparse.Namespace, gathered: Gathered, folder: Path) -> tuple[Written, list[str]]:
     # Not before the checkpoint is read: that imports fairseq without its warnings.
-    from zcode_plugin.checkpoint import export, tokenisation
+    from zcode_plugin.checkpoint import config, export, tokenisation
 
     if args.format == SAFETENSORS:
         symbols = (gathered.state.get("task_state") or {}).get("symbols")
         split = symbols.split("\n") if symbols else None
         return export.write_safetensors(gathered, split, folder), []
+    config.check_not_quantised(gathered.state, args.checkpoint, "for transformers")
     options = export.huggingface_options(gathered)
     rows = options["vocab_size"]
     found = tokenisation.find_vocabulary(gathered.state, args.checkpoint, args.data, rows)

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--expert-parallel-size",
         type=int,
         metavar="P",
-        help="ranks of the experts (default: W, or the experts if fewer)",
+        help="ranks of the experts (default: the most that divides W and the experts)",
     )
     add(
         "--tensor",

@@ -25,7 +25,7 @@ fairseq-train --finetune-from-model load.
 example:
   zcode prune model.pt --keep 50% --by random --out half.pt
   zcode stats model.pt data --out stats.json
-  zcode prune model.pt --keep 8 --by utilisation --stats stats.json --out 8.pt
+  zcode prune model.pt --keep 4 --by utilisation --stats stats.json --out 4.pt
   zcode prune model.pt --keep 2 --by activation-norm --stats stats.json \\
     --pairs de-en --across-layers --ratio 3:1 --out de-en.pt
 """

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         type=Path,
         metavar="DATA",
-        help="folder with sentencepiece.model (default: CKPT's)",
+        help="folder of training (default: the one CKPT names; sentencepiece.model beside CKPT)",
     )
     add("--sentencepiece-model", type=Path, metavar="FILE", help="or this very file")
     add("--beam", type=int, default=search.beam, metavar="N", help="beam size (default: 5)")

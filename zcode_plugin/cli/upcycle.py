@@ -24,7 +24,7 @@ are printed; with it, with --restore-file FILE.pt.
 
 example:
   zcode upcycle checkpoints/checkpoint_best.pt --experts 8 --out moe.pt
-  zcode upcycle dense.pt --experts 16,16,32 --encoder-moe-freq 3 --out moe.pt
+  zcode upcycle dense.pt --experts 16 --encoder-moe-freq 3 --out moe.pt
 """
 
 
