@@ -141,6 +141,9 @@ def test_a_task_of_one_direction() -> None:
     every = [DE_EN, EN_DE, FR_EN]
     assert generation.trained_directions(every, task) == [DE_EN]
     assert generation.trained_directions(every, MULTITASK) == every
+    assert generation.trained_directions(every, MULTITASK, ["en", "de"]) == [DE_EN, EN_DE]
+    with pytest.raises(UserError, match="no data of the checkpoint's languages, en,it"):
+        generation.trained_directions(every, MULTITASK, ["en", "it"])
     with pytest.raises(UserError, match="no data of de-en, in which the checkpoint was trained"):
         generation.trained_directions([FR_EN], task)
 

@@ -59,6 +59,14 @@ def test_losses_are_those_of_the_definition(first_batch: FirstBatch, reversal: P
     assert sample_size == batch["ntokens"]
 
 
+def test_a_loss_that_is_no_number_is_told_as_one(first_batch: FirstBatch, reversal: Path) -> None:
+    """The draws pass it on: the trainer says what is wrong, or skips the update."""
+    _, model, criterion, sample = first_batch(reversal, "--multitask", "electra")
+    with torch.no_grad():
+        model.encoder.embed_tokens.weight[4:] = math.nan
+    assert math.isnan(criterion(model, sample)[0])
+
+
 def test_the_generator_learns_nothing_from_the_discriminator(
     first_batch: FirstBatch, reversal: Path
 ) -> None:

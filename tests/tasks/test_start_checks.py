@@ -63,6 +63,13 @@ def test_what_is_trained_need_not_be_there_where_a_model_is_applied(
     task.build_model(cfg.model, from_checkpoint=True)
 
 
+def test_models_of_stock_have_no_heads() -> None:
+    options, model = Namespace(arch="transformer_tiny"), nn.Linear(2, 2)
+    check_model(options, model, ["mt", "dae"])
+    with pytest.raises(UserError, match="--arch transformer_tiny has no head for electra: take"):
+        check_model(options, model, ["mt", "electra"])
+
+
 def _told(rank: int, options: Namespace, objectives: list[str]) -> str:
     try:
         check_options(options, objectives, None)
@@ -123,24 +130,24 @@ def _experts() -> nn.Module:
     ],
 )
 def test_what_does_not_go_with_experts(options: dict[str, Any], message: str) -> None:
-    check_model(Namespace(**options), nn.Linear(2, 2))
+    check_model(Namespace(**options), nn.Linear(2, 2), ["mt"])
     with pytest.raises(UserError, match=message):
-        check_model(Namespace(**options), _experts())
+        check_model(Namespace(**options), _experts(), ["mt"])
 
 
 def test_gates_alone_need_their_passes() -> None:
     model, options = _experts(), Namespace(moe_gating_dropout=0.2)
-    check_model(options, model)
+    check_model(options, model, ["mt"])
     gate = nn.ModuleDict({"moe_layer": model})
     model.experts.requires_grad_(False)
-    check_model(Namespace(moe_gating_dropout=0.0), gate)
+    check_model(Namespace(moe_gating_dropout=0.0), gate, ["mt"])
     with pytest.raises(UserError, match="and gates alone are trained: set it to 0"):
-        check_model(options, gate)
+        check_model(options, gate, ["mt"])
     model.experts.requires_grad_(True)
-    check_model(options, gate)
+    check_model(options, gate, ["mt"])
     options.moe_gating_dropout_policy = "skip"
     with pytest.raises(UserError, match="and gates and experts alone are trained: set it to 0"):
-        check_model(options, gate)
+        check_model(options, gate, ["mt"])
 
 
 def _experts_alone(rank: int, backend: str) -> str:
@@ -149,7 +156,7 @@ def _experts_alone(rank: int, backend: str) -> str:
         parameter.expert = True  # type: ignore[attr-defined]
     model.gate.requires_grad_(False)
     try:
-        check_model(Namespace(ddp_backend=backend), model)
+        check_model(Namespace(ddp_backend=backend), model, ["mt"])
     except UserError as error:
         return str(error)
     return ""

@@ -166,11 +166,11 @@ def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: P
         (["-s", "aa"], "--source-lang and --target-lang belong together"),
         (
             ["--sampling-method", "temperature", "--sampling-temperature", "0"],
-            "--sampling-temperature 0.0 must be positive",
+            "--sampling-temperature 0.0 must be 0.05 or more",
         ),
         (
             ["--sampling-method", "temperature", "--sampling-temperature-end", "-1"],
-            "--sampling-temperature-end -1.0 must be positive",
+            "--sampling-temperature-end -1.0 must be 0.05 or more",
         ),
         (["--sampling-temperature-end", "5"], "goes with --sampling-method temperature"),
         (["--sampling-weights", "aa-bb"], "--sampling-weights: 'aa-bb' is no NAME:FACTOR"),
@@ -224,6 +224,81 @@ def test_missing_and_damaged_data_are_named(
     assert "has no monolingual data" in message(data, "--multitask", "mt,dae")
     (data / "train.aa-bb.aa.idx").write_bytes(b"MMIDIDX\x00\x00")
     assert "train.aa-bb.aa.idx" in message(data)
+
+
+def test_shards_are_looked_at_before_the_first_epoch(
+    configure: Configure, reversal: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    second = tmp_path / "second"
+    both = Path(f"{reversal}:{second}")
+    assert f"no data directory {second}" in refusal(lambda: load(configure, both))
+    shutil.copytree(reversal, second)
+    for path in second.glob("train.bb-None.*"):
+        path.unlink()
+    # What one shard has is enough for a weight; a language may be in one alone.
+    weights = "--sampling-weights"
+    task = load(configure, both, "--multitask", "mt,dae", weights, "bb:2")
+    task.load_dataset("train", epoch=2)
+    assert [corpus.name for corpus in task.dataset("train").streams[1].corpora] == ["aa"]
+    message = "--sampling-weights: cc is none of the corpora aa-bb, bb-aa, aa, bb"
+    line = refusal(lambda: load(configure, both, "--multitask", "mt,dae", weights, "cc:2"))
+    assert message in line
+    for path in second.glob("train.aa-bb.*"):
+        path.unlink()
+    assert f"{second} has no train.aa-bb.*" in refusal(lambda: load(configure, both))
+    symbols = (reversal / "dict.bb.txt").read_text().splitlines(keepends=True)
+    (second / "dict.bb.txt").write_text("".join(reversed(symbols)))
+    line = refusal(lambda: load(configure, both))
+    assert f"{reversal / 'dict.aa.txt'} and {second / 'dict.bb.txt'} differ" in line
+
+
+def test_a_language_with_a_dash_is_not_left_out(
+    configure: Configure, reversal: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(reversal, data)
+    for side in ("aa", "zh-Hans"):
+        for end in ("bin", "idx"):
+            source = reversal / f"train.aa-bb.{'aa' if side == 'aa' else 'bb'}.{end}"
+            shutil.copy(source, data / f"train.aa-zh-Hans.{side}.{end}")
+    line = refusal(lambda: load(configure, data))
+    assert f"{data}/train.aa-zh-Hans.aa.idx: which dash of aa-zh-Hans parts its languages?" in line
+    load(configure, data, "--lang-pairs", "aa-bb")
+
+
+def test_both_directions_and_all_objectives_share_open_files(
+    configure: Configure, reversal: Path
+) -> None:
+    task = load(configure, reversal, "--multitask", "mt,dae,mlm")
+    mt, dae, mlm = task.dataset("train").streams
+    forth, back = mt.corpora
+    assert forth.source is back.target
+    assert forth.target is back.source
+    assert [one.tokens for one in dae.corpora] == [one.tokens for one in mlm.corpora]
+
+
+def test_a_direction_needs_no_more_languages_than_its_own(
+    configure: Configure, reversal: Path, tmp_path: Path
+) -> None:
+    """Of a folder that holds more pairs than the model was trained on."""
+    data = tmp_path / "data"
+    shutil.copytree(reversal, data)
+    for end in ("bin", "idx"):
+        for side, lang in (("aa", "aa"), ("bb", "cc")):
+            shutil.copy(reversal / f"test.aa-bb.{side}.{end}", data / f"train.aa-cc.{lang}.{end}")
+    cfg = configure(data, "--langs", "aa,bb", "-s", "aa", "-t", "bb")
+    task = tasks.setup_task(cfg.task)
+    task.load_dataset("test")
+    assert task.langs == ["aa", "bb"]
+
+
+def test_limits_that_no_sentence_keeps(
+    configure: Configure, reversal: Path, refusal: Callable[..., str]
+) -> None:
+    limits = ("--multitask-max-tokens", "dae:2")
+    dataset = load(configure, reversal, "--multitask", "mt,dae", *limits).dataset("train")
+    line = refusal(lambda: dataset.batch_by_size(dataset.ordered_indices(), max_tokens=200))
+    assert "no sentence of dae fits a batch: raise --max-tokens, or its" in line
 
 
 def test_validation_has_all_data_once(configure: Configure, reversal: Path) -> None:

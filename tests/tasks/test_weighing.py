@@ -61,6 +61,29 @@ def test_a_weight_follows_the_update(first_batch: FirstBatch, reversal: Path) ->
         assert (logs["dae_ntokens"] > 0) == (weight > 0)
 
 
+def test_an_objective_that_has_ended_is_out_of_the_sum(
+    first_batch: FirstBatch, reversal: Path
+) -> None:
+    """Stock empties its meters at each log interval, and keeps them."""
+    task, model, criterion, sample = first_batch(reversal, "--multitask", "mt:1,dae:1@0,0@3")
+    optimizer = adam(model.parameters())
+    with metrics.aggregate(new_root=True) as meters:
+        for update in (0, 5):
+            meters.reset()
+            _, _, logs = task.train_step(sample, model, criterion, optimizer, update_num=update)
+            criterion.reduce_metrics([logs])
+            parts = [meters[f"{name}_loss"].avg for name in ("mt", "dae")]
+            assert (parts[1] is None) == (update == 5)
+            assert meters.get_smoothed_value("loss") == pytest.approx(
+                sum(float(part) for part in parts if part is not None), abs=1e-3
+            )
+            assert meters.get_smoothed_value("nll_loss") == pytest.approx(
+                float(meters["mt_nll_loss"].avg)
+            )
+        meters.reset()  # and nothing is logged where a loss scaler skipped every update
+        assert math.isnan(meters.get_smoothed_value("loss"))
+
+
 def test_normalization_by_tokens(first_batch: FirstBatch, reversal: Path) -> None:
     for flag, same in (("objectives", False), ("tokens", True)):
         task, model, criterion, sample = first_batch(

@@ -113,7 +113,7 @@ def _read_symbols(
         return None
     if not langs:
         raise UserError(f"--data {data} holds no binarised pairs: give the directory of training")
-    dictionary = MultitaskMultilingualTask.shared_dictionary(data, langs)
+    dictionary = MultitaskMultilingualTask.shared_dictionary([data], langs)
     add_special_symbols(dictionary, langs, KNOWN if with_objectives else ())
     return list(dictionary.symbols)
 

@@ -112,8 +112,9 @@ def run(args: argparse.Namespace) -> int:
     state = io.load_options(args.path)
     section = config.section(state, "task")
     task = generation.task_arguments(section)
+    langs = (state.get("task_state") or {}).get("langs")
     if args.pairs is None:
-        directions = generation.trained_directions(directions, section)
+        directions = generation.trained_directions(directions, section, langs)
     updates = config.num_updates(state)
     del state
     evaluation = _evaluate(args, directions, task, tokenizers, updates)

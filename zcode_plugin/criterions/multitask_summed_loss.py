@@ -252,11 +252,20 @@ def _log_objective(
 
 
 def _weighted_sum(meters: Any, names: list[str]) -> float:
-    present = [name for name in names if f"{name}_loss" in meters]
+    present = _logged(meters, names)
     total = sum(meters[f"_{name}_weight"].avg * meters[f"{name}_loss"].avg for name in present)
-    return round(float(total), 3)
+    return round(float(total), 3) if present else float("nan")
 
 
 def _first(meters: Any, names: list[str]) -> float:
-    present = [name for name in names if f"{name}_nll_loss" in meters]
+    present = _logged(meters, names)
     return float(meters[f"{present[0]}_nll_loss"].avg) if present else float("nan")
+
+
+def _logged(meters: Any, names: list[str]) -> list[str]:
+    """Objectives with a mean since meters were reset, which keeps meters but empties them.
+
+    One whose weight has fallen to 0 has none, nor has any where every update overflowed.
+    """
+    meter_of = {name: meters.get(f"{name}_loss") for name in names}
+    return [name for name, meter in meter_of.items() if meter is not None and meter.avg is not None]

@@ -66,7 +66,7 @@ def run_objective(
             output = model(**batch["net_input"])
         target = model.get_targets(batch, output)
         losses = projection.loss(output[0], target, label_smoothing, padding)
-        return ObjectivePass(*losses, list(output[1].get("moe_stats", {}).values()), {})
+        return ObjectivePass(*losses, _moe_stats(output), {})
     output = model(**batch["net_input"])
     is_masked = objective in MASKED
     if is_masked:  # scores of a head, whatever softmax the decoder has
@@ -85,7 +85,12 @@ def run_objective(
         further.update(_discriminate(batch, output[1], padding))
     if corpora and batch["ntokens"]:
         further.update(_by_corpus(batch, lprobs, target, padding, corpora))
-    return ObjectivePass(loss, nll_loss, list(output[1].get("moe_stats", {}).values()), further)
+    return ObjectivePass(loss, nll_loss, _moe_stats(output), further)
+
+
+def _moe_stats(output: Any) -> list[Tensor]:
+    """What MoE layers packed; some of stock's models return nothing beside their scores."""
+    return [*((output[1] or {}).get("moe_stats", {})).values()]
 
 
 def _discriminate(batch: dict[str, Any], extra: dict[str, Any], padding: int) -> dict[str, Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from fairseq.data import Dictionary, PrependTokenDataset, data_utils
+from fairseq.data.indexed_dataset import infer_dataset_impl
 from torch import Tensor
 
 from zcode_plugin.data.masking import Masking
@@ -20,6 +23,12 @@ from zcode_plugin.data.symbols import SPACE
 from zcode_plugin.errors import UserError
 
 Example = dict[str, Tensor]
+
+# Thai, Lao, Tibetan, Myanmar, Khmer, kana and Han.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\U00020000-\U0003ffff]"
+)
 
 
 class Corpus(Protocol):
@@ -49,9 +58,14 @@ def load_tokens(
         UserError: the file is missing or cannot be read.
     """
     path = f"{prefix}{lang}"
+    impl = str(impl or infer_dataset_impl(path))
+    if impl == "cached":  # stock's would have to be told beforehand which rows are read
+        impl = "lazy"
     try:
         dataset = data_utils.load_indexed_dataset(path, dictionary, impl)
     except (OSError, ValueError, AssertionError, EOFError, struct.error) as error:
+        if getattr(error, "errno", None) == errno.EMFILE:
+            raise UserError(f"{path}.idx: too many open files: raise `ulimit -n`") from None
         raise UserError(f"cannot read {path}.idx: {error}; run fairseq-preprocess again") from None
     if dataset is None or len(dataset) == 0:
         raise UserError(f"{path}.bin holds no sentences: run fairseq-preprocess again")
@@ -200,7 +214,11 @@ def ordinary_tokens(dictionary: Dictionary, extra: set[int]) -> np.ndarray:
 def word_starts(dictionary: Dictionary) -> np.ndarray:
     """bool over the vocabulary: which symbols begin a word.
 
-    SentencePiece marks them with a space; without any such mark every symbol is a word.
+    SentencePiece marks them with a space; without any such mark every symbol is a word, as is every
+    piece of a script that writes none between words.
     """
     marked = np.array([symbol.startswith(SPACE) for symbol in dictionary.symbols])
-    return marked if marked.any() else np.ones(len(dictionary), dtype=bool)
+    if not marked.any():
+        return np.ones(len(dictionary), dtype=bool)
+    unspaced = [_UNSPACED.search(symbol) is not None for symbol in dictionary.symbols]
+    return marked | np.array(unspaced)

@@ -46,7 +46,7 @@ def resolve_languages(
 
 def _read_list(path: str) -> list[str]:
     try:
-        lines = Path(path).read_text(encoding="utf-8").split()
+        lines = Path(path).read_text(encoding="utf-8-sig").split()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list of languages {path}: {error}") from None
     if not lines:

@@ -12,6 +12,7 @@ from fairseq.data import FairseqDataset, data_utils
 
 from zcode_plugin.data.corpora import Corpus, Example
 from zcode_plugin.data.sampling import Temperature, draw_rows, split_total, temperature_ratios
+from zcode_plugin.errors import UserError, exits_on_user_error
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +187,7 @@ class MultitaskDataset(FairseqDataset):
             )
         return indices[keep], indices[~keep].tolist()
 
+    @exits_on_user_error
     def batch_by_size(
         self,
         indices: np.ndarray,
@@ -229,7 +231,10 @@ class MultitaskDataset(FairseqDataset):
         columns = []
         for number, batches in enumerate(per_objective):
             if not batches:
-                return []
+                raise UserError(
+                    f"no sentence of {self.streams[number].name} fits a batch: raise --max-tokens, "
+                    "or its --multitask-max-tokens"
+                )
             # By its own draws an objective keeps its order, whatever others stand beside it.
             rng = np.random.default_rng((self.seed, self.epoch, number + 1))
             order = rng.permutation(len(batches))

@@ -60,9 +60,21 @@ def stored_directions(directory: Path, split: str) -> list[Pair]:
 def all_pairs(directory: Path) -> list[Pair]:
     """Both directions of every pair with training data, else with any split of the usual names."""
     for split in ("train", "valid", "test"):
+        _refuse_dashes(directory, split)
         if found := stored_directions(directory, split):
             return found
     return []
+
+
+def _refuse_dashes(directory: Path, split: str) -> None:
+    """A pair with a code like zh-Hans would otherwise be left out without a word."""
+    for path in sorted(directory.glob(f"{split}.*-*-*.*.idx")):
+        pair = path.name[len(split) + 1 :].partition(".")[0]
+        if not pair.endswith("-None"):
+            raise UserError(
+                f"{path}: which dash of {pair} parts its languages? Rename the files, with _ for - "
+                "in a language, or name other pairs with --lang-pairs"
+            )
 
 
 def monolingual_languages(directory: Path, split: str) -> list[str]:

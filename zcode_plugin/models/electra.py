@@ -89,7 +89,8 @@ class Electra(nn.Module):
         padding_BS = src_tokens.eq(encoder.padding_idx)
         scores_NV = self.generator(encoder, src_tokens, padding_BS, masked_BS)
         with torch.no_grad():
-            probabilities_NV = scores_NV.float().softmax(1)
+            # A row that is no number draws anything: the loss says what is wrong, in one line.
+            probabilities_NV = scores_NV.float().softmax(1).nan_to_num_(nan=1.0)
             probabilities_NV[:, encoder.padding_idx] = 0  # the encoder would not see it
             proposed_N = torch.multinomial(probabilities_NV, 1).squeeze(1)
             tokens_BS = src_tokens.clone()

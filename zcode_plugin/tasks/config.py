@@ -218,10 +218,11 @@ def temperature(cfg: MultitaskMultilingualConfig) -> Temperature:
         ("--sampling-temperature", cfg.sampling_temperature),
         ("--sampling-temperature-end", end),
     ):
-        if value is not None and not 0 < value < float("inf"):
+        # Below that the powers of sizes leave what floats can hold.
+        if value is not None and not 0.05 <= value < float("inf"):
             raise UserError(
-                f"{flag} {value} must be positive; 1 keeps the proportions of the data, greater "
-                "values level them"
+                f"{flag} {value} must be 0.05 or more; 1 keeps the proportions of the data, "
+                "greater values level them"
             )
     if cfg.sampling_temperature_epochs < 2:
         raise UserError(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
 from fairseq.data import Dictionary
+from torch.utils.data import Dataset
 
 from zcode_plugin.data.corpora import (
     Corpus,
@@ -58,6 +61,7 @@ class CorpusLoader:
         self.noise_strength = noise_strength(cfg)
         self.masking = {name: masking(cfg, name) for name in MASKED}
         self.mask = dictionary.index(MASK)
+        self._opened: WeakValueDictionary[str, Dataset] = WeakValueDictionary()
 
     # Passes over the vocabulary: once for all corpora, and not at all for translation.
 
@@ -82,42 +86,76 @@ class CorpusLoader:
             UserError: data that is asked for is missing or cannot be read.
         """
         if name == "mt":
-            return self._parallel_corpora(directory, split, required)
-        return self._monolingual_corpora(name, directory, split, required)
+            found = self._find_pairs(directory, split, required)
+            return [self.parallel_corpus(prefix, pair) for pair, prefix in found.items()]
+        build: Callable[[Path, str], Corpus] = partial(self._masked_corpus, name)
+        if name not in MASKED:
+            # Validation has the same noise throughout, or its losses would not compare.
+            build = partial(self._denoising_corpus, self.noise_strength if required else None)
+        languages = self._find_languages(name, directory, split, required)
+        return [build(prefix, lang) for lang, prefix in languages.items()]
 
-    def _parallel_corpora(self, directory: Path, split: str, required: bool) -> list[Corpus]:
-        corpora: list[Corpus] = []
+    def check_shards(
+        self, objectives: Sequence[str], shards: Sequence[Path], split: str, named: Iterable[str]
+    ) -> None:
+        """Look for the training data of all epochs before the first, reading none.
+
+        Args:
+            objectives: names.
+            shards: folders, one for each epoch in turn.
+            split: of training.
+            named: corpora that are to be there.
+
+        Raises:
+            UserError: data that is asked for is missing, or a name is of none.
+        """
+        known: dict[str, None] = {}
+        for shard, name in product(shards, objectives):
+            find = self._find_pairs if name == "mt" else partial(self._find_languages, name)
+            known |= dict.fromkeys(map(str, find(shard, split, required=True)))
+        for name in named:
+            if name not in known:
+                raise UserError(
+                    f"--sampling-weights: {name} is none of the corpora {', '.join(known)}"
+                )
+
+    def _find_pairs(self, directory: Path, split: str, required: bool) -> dict[Pair, Path]:
+        found = {}
         for pair in self.pairs:
             prefix = pair_prefix(directory, split, pair)
             if prefix is not None:
-                corpora.append(self.parallel_corpus(prefix, pair))
+                found[pair] = prefix
             elif required:
                 raise UserError(
                     f"{directory} has no {split}.{pair}.* nor {split}.{pair.reverse}.*: binarise "
                     f"the pair or drop {pair} from --lang-pairs"
                 )
-        if required and not corpora:
+        if required and not found:
             raise UserError(f"{directory} has no parallel data of the split {split}")
-        return corpora
+        return found
 
     def parallel_corpus(self, prefix: Path, pair: Pair) -> ParallelCorpus:
         """Sentence pairs of a direction, whichever way round they are stored."""
-        load = partial(load_tokens, prefix, dictionary=self.dictionary, impl=self.cfg.dataset_impl)
         return ParallelCorpus(
             str(pair),
-            prepend(load(pair.src), self.source_prefix("mt", pair)),
-            prepend(load(pair.tgt), self.target_prefix(pair)),
+            prepend(self._tokens(prefix, pair.src), self.source_prefix("mt", pair)),
+            prepend(self._tokens(prefix, pair.tgt), self.target_prefix(pair)),
         )
 
-    def _monolingual_corpora(
+    def _tokens(self, prefix: Path, lang: str) -> Dataset:
+        """Opened once for all directions and objectives: each file takes descriptors."""
+        key = f"{prefix}{lang}"
+        dataset = self._opened.get(key)
+        if dataset is None:
+            dataset = load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl)
+            self._opened[key] = dataset
+        return dataset
+
+    def _find_languages(
         self, name: str, directory: Path, split: str, required: bool
-    ) -> list[Corpus]:
-        build: Callable[[Path, str], Corpus] = partial(self._masked_corpus, name)
-        if name not in MASKED:
-            # Validation has the same noise throughout, or its losses would not compare.
-            build = partial(self._denoising_corpus, self.noise_strength if required else None)
+    ) -> dict[str, Path]:
         wanted = comma_list(self.cfg.mono_langs)
-        corpora: list[Corpus] = []
+        found = {}
         for lang in wanted or monolingual_languages(directory, split):
             prefix = monolingual_prefix(directory, split, lang)
             if lang not in self.langs:
@@ -125,18 +163,18 @@ class CorpusLoader:
                     f"--mono-langs: {lang} is none of the languages {','.join(self.langs)}"
                 )
             if prefix is not None:
-                corpora.append(build(prefix, lang))
+                found[lang] = prefix
             elif required:
                 raise UserError(
                     f"{directory} has no {split}.{lang}-None.{lang}.*: binarise it with "
                     f"fairseq-preprocess --only-source or drop {lang} from --mono-langs"
                 )
-        if required and not corpora:
+        if required and not found:
             raise UserError(
                 f"--multitask has {name}, but {directory} has no monolingual data "
                 f"({split}.LANG-None.LANG.*): binarise some or drop {name}"
             )
-        return corpora
+        return found
 
     def _denoising_corpus(
         self, strength: Schedule | None, prefix: Path, lang: str
@@ -144,7 +182,7 @@ class CorpusLoader:
         pair = Pair(lang, lang)
         return DenoisingCorpus(
             lang,
-            load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
+            self._tokens(prefix, lang),
             noise=self.noise,
             starts_word=self.starts_word,
             mask=self.mask,
@@ -157,7 +195,7 @@ class CorpusLoader:
     def _masked_corpus(self, name: str, prefix: Path, lang: str) -> MaskedCorpus:
         return MaskedCorpus(
             lang,
-            load_tokens(prefix, lang, self.dictionary, self.cfg.dataset_impl),
+            self._tokens(prefix, lang),
             masking=self.masking[name],
             starts_word=self.starts_word,
             ordinary=self.ordinary,

@@ -21,6 +21,7 @@ from zcode_plugin.data.pairs import Pair, all_pairs, pair_prefix
 from zcode_plugin.data.symbols import language_token, objective_token
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.lists import comma_list
+from zcode_plugin.open_files import allow_open_files
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import (
     MultitaskMultilingualConfig,
@@ -73,29 +74,35 @@ class MultitaskMultilingualTask(TrainingTask):
         With `symbols`, those of a checkpoint in the order of their numbers, no folder is read:
         `--langs` are its languages.
         """
+        allow_open_files()
         stated = [Pair.parse(text) for text in comma_list(cfg.lang_pairs)]
         if "symbols" in kwargs:
             return cls(cfg, dictionary_of(kwargs["symbols"]), comma_list(cfg.langs), stated)
-        directory = Path(utils.split_paths(cfg.data)[0])
-        if not directory.is_dir():
-            raise UserError(f"no data directory {directory}: make one with zcode prepare")
+        shards = [Path(path) for path in utils.split_paths(cfg.data)]
+        for directory in shards:
+            if not directory.is_dir():
+                raise UserError(f"no data directory {directory}: make one with zcode prepare")
+        directory = shards[0]
         pairs = stated or all_pairs(directory)
         direction = _direction(cfg)
         needed = [*pairs, direction] if direction else pairs
+        if direction and (cfg.langs or cfg.lang_dict):
+            needed = [direction]  # the folder may hold more than was trained on
         langs = resolve_languages(directory, comma_list(cfg.langs), cfg.lang_dict, needed)
         if not langs:
             raise UserError(f"{directory} holds no binarised pairs: name languages with --langs")
-        dictionary = cls.shared_dictionary(directory, langs)
+        dictionary = cls.shared_dictionary(shards, langs)
         add_special_symbols(dictionary, langs, KNOWN if cfg.objective_token else ())
         return cls(cfg, dictionary, langs, pairs)
 
     @classmethod
-    def shared_dictionary(cls, directory: Path, langs: list[str]) -> Dictionary:
-        paths = [directory / f"dict.{lang}.txt" for lang in langs]
+    def shared_dictionary(cls, shards: list[Path], langs: list[str]) -> Dictionary:
+        """The dictionary of all languages; shards after the first may leave theirs out."""
+        paths = [directory / f"dict.{lang}.txt" for directory in shards for lang in langs]
         paths = [path for path in paths if path.exists()]
-        if not paths:
+        if not paths or paths[0].parent != shards[0]:
             raise UserError(
-                f"{directory} has no dict.{langs[0]}.txt: binarise it with zcode prepare or "
+                f"{shards[0]} has no dict.{langs[0]}.txt: binarise it with zcode prepare or "
                 "fairseq-preprocess"
             )
         first_bytes = paths[0].read_bytes()
@@ -143,6 +150,9 @@ class MultitaskMultilingualTask(TrainingTask):
         shards = [Path(path) for path in utils.split_paths(self.cfg.data)]
         is_train = split == self.cfg.train_subset
         directory = shards[(epoch - 1) % len(shards)] if is_train else shards[0]
+        if is_train and split not in self.datasets:
+            names = [objective.name for objective in self.objectives]
+            self.loader.check_shards(names, shards, split, self.sampling_weights)
         if self.direction is not None:
             self.datasets[split] = self._direction_dataset(directory, split, self.direction)
             return
@@ -156,9 +166,7 @@ class MultitaskMultilingualTask(TrainingTask):
             )
             for objective in self.objectives
         ]
-        if is_train:
-            self._check_sampling_weights(streams)
-        else:
+        if not is_train:
             streams = [stream for stream in streams if stream.corpora]
         if not streams:
             raise UserError(f"{directory} has no data of the split {split} for any objective")
@@ -170,14 +178,6 @@ class MultitaskMultilingualTask(TrainingTask):
         self.datasets[split] = MultitaskDataset(
             streams, collater, collater.empty, seed=self.cfg.seed, joint=is_train
         )
-
-    def _check_sampling_weights(self, streams: list[Stream]) -> None:
-        known = {corpus.name: None for stream in streams for corpus in stream.corpora}
-        for name in self.sampling_weights:
-            if name not in known:
-                raise UserError(
-                    f"--sampling-weights: {name} is none of the corpora {', '.join(known)}"
-                )
 
     # Translation
 
@@ -210,8 +210,6 @@ class MultitaskMultilingualTask(TrainingTask):
         self, src_tokens: list[Tensor], src_lengths: list[int], **kwargs: Any
     ) -> FairseqDataset:
         """Sentences of `fairseq-interactive`, without targets."""
-        if kwargs.get("constraints") is not None:
-            raise UserError("--constraints is not supported by multitask_multilingual: drop it")
         prefix = self.loader.source_prefix("mt", self._required_direction())
         source = prepend(ListDataset(src_tokens, np.asarray(src_lengths)), prefix)
         return self._pair_dataset(source, source.sizes)  # type: ignore[attr-defined]
@@ -231,6 +229,8 @@ class MultitaskMultilingualTask(TrainingTask):
         prefix_allowed_tokens_fn: Any = None,
     ) -> Any:
         """fairseq's generator, which leaves the language token out of its output."""
+        if getattr(args, "constraints", None):
+            raise UserError("--constraints is not supported by multitask_multilingual: drop it")
         prefix = self.loader.target_prefix(self._required_direction())
         extra = dict(extra_gen_cls_kwargs or {})
         if prefix and not self.cfg.keep_inference_langtok:

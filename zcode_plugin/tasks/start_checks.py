@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zcode_plugin.checkpoint.config import FLOAT_BITS
+from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.moe_checks import check_alone, check_zero_precision
@@ -21,7 +22,6 @@ _REMEDIES = {
     "valid,valid1",
     "curriculum": "joint batches are in random order from the start: leave it out",
     "grouped_shuffling": "joint batches are in random order: leave it out",
-    "adaptive_softmax_cutoff": "losses need the scores of all symbols: leave it out",
 }
 
 
@@ -44,8 +44,7 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
     for name, remedy in _REMEDIES.items():
         value = getattr(options, name, None)
         if value:
-            shown = ",".join(map(str, value)) if isinstance(value, list) else value
-            given = "" if value is True else f" {shown}"
+            given = "" if value is True else f" {_shown(value)}"
             raise UserError(f"--{name.replace('_', '-')}{given}: {remedy}")
     bits = getattr(options, "moe_expert_bits", FLOAT_BITS)
     if bits != FLOAT_BITS:
@@ -61,12 +60,23 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
     check_backend(options, objectives)
 
 
-def check_model(options: Any, model: Any) -> None:
-    """Look at what does not go with experts.
+def check_model(options: Any, model: Any, objectives: Sequence[str]) -> None:
+    """Look at what a model cannot do for the objectives, and at what does not go with experts.
 
     Raises:
         UserError: one line with the flag and the remedy.
     """
+    if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
+        raise UserError(
+            f"--adaptive-softmax-cutoff {_shown(options.adaptive_softmax_cutoff)}: losses need the "
+            "scores of all symbols: leave it out"
+        )
+    masked = [name for name in objectives if name in MASKED]
+    if masked and not hasattr(model, "heads"):
+        raise UserError(
+            f"--arch {options.arch} has no head for {masked[0]}: take one of moe_transformer, or "
+            f"leave {masked[0]} out of --multitask"
+        )
     if not any(isinstance(module, MOELayer) for module in model.modules()):
         return
     for kind in ("pq", "scalar"):
@@ -95,6 +105,10 @@ def check_model(options: Any, model: Any) -> None:
             f"--ddp-backend {options.ddp_backend} needs parameters that all ranks share, and "
             "experts alone are trained: give --ddp-backend legacy_ddp"
         )
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _counts(options: Any) -> list[int]:

@@ -103,7 +103,7 @@ class TrainingTask(FairseqTask):
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         if not from_checkpoint:
-            check_model(cfg, model)
+            check_model(cfg, model, [objective.name for objective in self.objectives])
             self._check_start(cfg, model)
         if self.bleu is not None:
             self._generator = super().build_generator(

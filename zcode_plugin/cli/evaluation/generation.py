@@ -62,18 +62,25 @@ def choose_directions(text: str | None, data: Path, subset: str) -> list[Pair]:
     return [by_name[name] for name in dict.fromkeys(text.split(","))]
 
 
-def trained_directions(directions: list[Pair], task: Any) -> list[Pair]:
-    """Those of the data in which a checkpoint was trained: stock's task `translation` has but one.
+def trained_directions(
+    directions: list[Pair], task: Any, langs: Sequence[str] | None = None
+) -> list[Pair]:
+    """Those of the data that a checkpoint knows: stock's task `translation` has but one.
 
     Args:
         directions: of the data.
         task: the checkpoint's `cfg.task`.
+        langs: its languages; None where it does not say.
 
     Raises:
         UserError: there are none.
     """
     if config.task_name(task) != "translation":
-        return directions
+        known = [one for one in directions if langs is None or {one.src, one.tgt} <= {*langs}]
+        if not known:
+            named = ",".join(langs or ())
+            raise UserError(f"there is no data of the checkpoint's languages, {named}")
+        return known
     only = Pair(*(str(config.get(task, f"{side}_lang")) for side in ("source", "target")))
     if only not in directions:
         raise UserError(f"there is no data of {only}, in which the checkpoint was trained")

@@ -22,6 +22,7 @@ from zcode_plugin.cli.preparation.inventory import (
     check_language,
 )
 from zcode_plugin.errors import UserError
+from zcode_plugin.open_files import allow_open_files
 
 BLANK_REMEDY = "mend it, or drop such lines with --skip-blank"
 
@@ -147,6 +148,7 @@ def clean_tsv(
         UserError: a bad header, a row with too few or many cells or with none that is not blank
             (unless `skip_blank`), no row for any wanted pair.
     """
+    allow_open_files()
     columns = _columns(text.path)
     sentences = dict.fromkeys(selection.columns(columns), 0)
     skipped = 0
