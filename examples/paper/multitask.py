@@ -36,6 +36,7 @@ def body(study: Study, scale: Scale) -> Report:
                 (*MOE, "--multitask", ",".join(f"{one}:1" for one in objectives.split(","))),
                 seed=seed,
                 updates=scale.pick(1800, 20),
+                validations=4,
                 directions=both_ways(pairs),
             )
             for seed in seeds

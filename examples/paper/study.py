@@ -73,6 +73,7 @@ class Scale:
         *,
         seed: int = 1,
         updates: int | None = None,
+        validations: int | None = None,
         directions: Sequence[str] | None = None,
     ) -> Run:
         """A run, by default with all directions; studies that ask for the same run share it.
@@ -82,12 +83,13 @@ class Scale:
             options: of the model and its training.
             seed: of the model and of the order of the data.
             updates: instead of `updates`.
+            validations: instead of ten; each costs as much time as fifty updates or more.
             directions: instead of both of each of `pairs`.
         """
         updates = updates or self.updates
         # Validations come at equal distances, where there is a record of the time, too; a save is
         # where an interrupted run goes on.
-        every = max(1, updates // self.pick(10, 4))
+        every = max(1, updates // (validations or self.pick(10, 4)))
         line = (
             "--validate-interval-updates", str(every), "--log-interval", str(every),
             "--save-interval-updates", str(self.pick(2, 1) * every), *options, "--seed", str(seed),

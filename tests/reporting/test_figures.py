@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,16 @@ def test_drops_by_position_of_both_sides(runs: list[Run]) -> None:
     ]  # fmt: skip
     assert chart.ticks == ["0", "1", "2\N{EN DASH}3", "4\N{EN DASH}7"]
     assert charts.position_names()[-2:] == ["128\N{EN DASH}255", "256+"]
+
+
+def test_positions_of_a_few_tokens_are_left_out(runs: list[Run]) -> None:
+    row = runs[0].statistics.rows[0]
+    few = {**row, "asked_by_sentence_position": [20, 20, 9] + [0] * 7}
+    few["dropped_by_sentence_position"] = [5, 0, 9] + [0] * 7
+    statistics = replace(runs[0].statistics, rows=[few])
+    (chart,) = charts.position_chart([replace(runs[0], statistics=statistics)])
+    assert [series.y for series in chart.series] == [[25, 0]]
+    assert chart.ticks == ["0", "1"]
 
 
 def test_learning_curves_against_updates_and_time(runs: list[Run]) -> None:

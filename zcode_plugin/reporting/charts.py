@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 from zcode_plugin.cli.evaluation.scores import GROUPS
@@ -21,6 +21,8 @@ OBJECTIVES = {
     "mlm": "masked language modelling (mlm)",
     "electra": "replaced tokens (electra)",
 }
+# Of fewer tokens a share says nothing.
+LEAST = 10
 _PANEL = (2.35, 1.75)  # inches
 # What the log knows of memory, by the names of fairseq, in GiB.
 _MEMORY = {"gb_free": "free", "gb_total": "total", "cuda_gb_used": "used"}
@@ -137,24 +139,21 @@ def expert_charts(runs: Sequence[Run]) -> list[Chart]:
 
 
 def position_chart(runs: Sequence[Run]) -> list[Chart]:
-    """Share of the tokens that are dropped, by their position in the sentence."""
+    """Share of the tokens that are dropped, by their position; none of less than `LEAST` tokens."""
     series = []
     for place, run in enumerate(runs):
         for number, side in enumerate(("encoder", "decoder")):
             asked, dropped = _by_position(run, side)
             if not any(asked):
                 continue
-            rates = [
-                100 * d / a if a else float("nan") for a, d in zip(asked, dropped, strict=True)
-            ]
+            counts = zip(asked, dropped, strict=True)
+            rates = [100 * d / a if a >= LEAST else float("nan") for a, d in counts]
             label = side if len(runs) == 1 else f"{run.name}, {side}"
             hue = number if len(runs) == 1 else place
             series.append(Series(label, range(len(rates)), rates, hue, number, sparse=True))
-    # Buckets that are empty everywhere would only make the others narrow.
+    # Buckets without a share would only make the others narrow.
     last = max((i for s in series for i, y in enumerate(s.y) if y == y), default=0)
-    series = [
-        Series(s.label, s.x[: last + 1], s.y[: last + 1], s.hue, s.dash, s.sparse) for s in series
-    ]
+    series = [replace(s, x=s.x[: last + 1], y=s.y[: last + 1]) for s in series]
     chart = Chart(
         "positions", "dropped tokens by position", "position in the sentence", "% of tokens",
         series, ticks=position_names()[: last + 1],
