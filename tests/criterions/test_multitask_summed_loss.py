@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 
 import pytest
@@ -73,3 +74,27 @@ def test_one_objective_needs_no_second_set() -> None:
     values = logged("mt:1", {"mt": [layer(80, 8, 1.0)]})
     assert values["overflow_expert1"] == pytest.approx(10)
     assert not [name for name in values if name.startswith("mt_moe") or "mt_overflow" in name]
+
+
+def test_logs_are_in_bits_per_target_and_percent() -> None:
+    """Of two ranks alike; the first objective is the first in place, not by its name."""
+    from zcode_plugin.criterions.multitask_summed_loss import MultitaskSummedLoss
+
+    bit = math.log(2)
+    log = {
+        "mt_place": 0, "mt_loss": 8 * bit, "mt_nll_loss": 6 * bit, "mt_ntokens": 2, "mt_weight": 4,
+        "mlm_place": 1, "mlm_loss": 30 * bit, "mlm_nll_loss": 20 * bit, "mlm_ntokens": 10,
+        "mlm_weight": 5, "mlm_correct": 4,
+        "electra_place": 2, "electra_loss": 12 * bit, "electra_nll_loss": 10 * bit,
+        "electra_ntokens": 4, "electra_weight": 4, "electra_nplaces": 20, "electra_false": 3,
+        "electra_false_weight": 140, "electra_false_loss": 10 * bit, "electra_false_correct": 18,
+    }  # fmt: skip
+    with metrics.aggregate(new_root=True) as meters:
+        MultitaskSummedLoss.reduce_metrics([log, log])
+    found = {name: value for name, value in meters.get_smoothed_values().items() if name[0] != "_"}
+    assert found == pytest.approx({
+        "mt_loss": 4, "mt_nll_loss": 3, "mlm_loss": 3, "mlm_nll_loss": 2, "mlm_accuracy": 40,
+        "electra_loss": 3 + 7 * 0.5, "electra_nll_loss": 2.5, "electra_false_loss": 0.5,
+        "electra_false_accuracy": 90, "electra_false_share": 15,
+        "loss": 2 * 4 + 0.5 * 3 + 1 * 6.5, "nll_loss": 3, "ppl": 8,
+    })  # fmt: skip

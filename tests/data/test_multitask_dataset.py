@@ -100,6 +100,48 @@ def test_an_epoch_repeats_itself_and_differs_from_others() -> None:
     assert batches(build(mt=list(range(1, 40)), dae=list(range(1, 40)))) == first
 
 
+def test_every_draw_is_one_of_the_epoch() -> None:
+    """Rows, noise, the order of sentences, and that of batches: each by itself."""
+    corpora = [Numbered("large", [5] * 64), Numbered("small", [5] * 16)]
+    streams = [Stream("mt", corpora, Temperature(5.0)), Stream("dae", corpora, Temperature(5.0))]
+    dataset = MultitaskDataset(streams, collate, lambda _: {"ntokens": 0}, seed=1, joint=True)
+    assert not dataset.can_reuse_epoch_itr_across_epochs
+    indices = dataset.ordered_indices()
+
+    def draws() -> list[list[int]]:
+        packed = dataset.batch_by_size(indices, max_tokens=40)
+        return [
+            dataset.streams[0].row_of.tolist(),
+            dataset[7]["target"].tolist(),
+            dataset.ordered_indices().tolist(),
+            np.concatenate(packed).tolist(),
+        ]
+
+    first = draws()
+    dataset.set_epoch(2)
+    assert all(one != other for one, other in zip(first, draws(), strict=True))
+    dataset.set_epoch(1)
+    assert draws() == first
+
+
+def test_batches_of_all_lengths_come_in_random_order() -> None:
+    made = batches(build(mt=[*range(1, 65)], dae=[*range(1, 65)]))
+    for name in ("mt", "dae"):
+        shortest = [min(batch[name]["rows"]) for batch in made if batch[name]["rows"]]
+        assert shortest != sorted(shortest)
+
+
+def test_both_sides_count_in_lengths() -> None:
+    corpus = Numbered("aa-bb", [2] * 8)
+    corpus.tgt_sizes = np.array([9, 3, 9, 3, 9, 3, 9, 3])
+    dataset = MultitaskDataset([Stream("mt", [corpus], None)], collate, dict, seed=1, joint=False)
+    rows = dataset.ordered_indices()
+    assert sorted(rows[:4].tolist()) == [1, 3, 5, 7]
+    assert [len(one) for one in dataset.batch_by_size(rows, max_tokens=18)] == [4, 2, 2]
+    kept, left_out = dataset.filter_indices_by_size(rows, (5, 5))
+    assert (sorted(kept.tolist()), sorted(left_out)) == ([1, 3, 5, 7], [0, 2, 4, 6])
+
+
 def test_an_objective_keeps_its_batches_whatever_stands_beside_it() -> None:
     sizes = list(range(1, 40))
     alone = batches(build(mt=sizes))
