@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 from copy import deepcopy
 from pathlib import Path
@@ -134,6 +135,57 @@ def test_the_gate_is_scaled_until_it_is_as_certain_as_before() -> None:
     assert same.after < 0.5
     given = fitting_scale(gates, torch.ones(64), torch.zeros(64), 1, 3.0)
     assert given.factor == 3
+
+
+def test_certainty_by_hand() -> None:
+    """Without weight the normalisation gives its bias to every token."""
+    gates = [torch.tensor([[1.0, 0], [0, 0]]), torch.tensor([[2.0, 0], [0, 0]])]
+    norm = torch.zeros(2), torch.tensor([1.0, 5.0])
+    scale = fitting_scale(gates, *norm, 1, 1.0)
+    e = math.e
+    assert scale.before == pytest.approx((e / (e + 1) + e**2 / (e**2 + 1)) / 2)
+    assert scale.joined == scale.after == pytest.approx(e**2 / (e + e**2 + 2))
+    both = fitting_scale(gates, *norm, 2, 1.0)
+    assert both.before == pytest.approx(1)
+    assert both.joined == pytest.approx((e + e**2) / (e + e**2 + 2))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_gate_is_fitted_to_the_normalisation_whose_output_it_sees(before: bool) -> None:
+    options = {f"{side}_normalize_before": before for side in ("encoder", "decoder")}
+    model, args = build(**options)
+    with torch.no_grad():  # normalisations that differ much
+        for number, block in enumerate([*model.encoder.layers, *model.decoder.layers]):
+            for place, (name, module) in enumerate(sorted(block.named_modules())):
+                if name.endswith("layer_norm"):
+                    module.weight.fill_(0.3 + 0.2 * place + number)
+    one, two = gathered(model, args), gathered(other_than(model), args)
+    _, scales = aggregate([one, two], PATHS, coefficients=[1.0, 0.0], gate_scale=None)
+    after_attention = dict(zip(LAYERS, ("self_attn", "encoder_attn"), strict=True))
+    for layer in LAYERS:
+        norm = "final" if before else after_attention[layer]
+        name = f"{layer.removesuffix('moe_layer')}{norm}_layer_norm"
+        gates = [state["model"][f"{layer}.gate.wg.weight"] for state in (one.state, two.state)]
+        norms = one.state["model"][f"{name}.weight"], one.state["model"][f"{name}.bias"]
+        assert scales[layer] == fitting_scale(gates, *norms, 1, None)
+
+
+def test_gates_whose_weights_sum_to_1_stay_as_they_are() -> None:
+    model, args = build(moe_normalize_gate_prob="true")
+    one = gathered(model, args)
+    weights = join(one, gathered(other_than(model), args), gate_scale=None)["model"]
+    gate = f"{LAYERS[0]}.gate.wg.weight"
+    assert torch.equal(weights[gate][:4], one.state["model"][gate])
+
+
+def test_what_belongs_to_single_models_is_left_out() -> None:
+    model, args = build()
+    one, two = gathered(model, args), gathered(model, args)
+    one.state["extra_state"] = {"ema": dict(model.state_dict()), "train_iterator": {"epoch": 3}}
+    one.state["kept_experts"] = {LAYERS[0]: [0, 2, 4, 6]}
+    state = join(one, two)
+    assert state["extra_state"] == {"train_iterator": {"epoch": 3}}
+    assert "kept_experts" not in state
 
 
 @pytest.mark.parametrize(

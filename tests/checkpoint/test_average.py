@@ -13,6 +13,7 @@ from zcode_plugin.checkpoint.average import (
     UPDATES,
     average_ranks,
     average_whole,
+    mean,
     newest,
 )
 from zcode_plugin.checkpoint.merge import merge
@@ -53,12 +54,22 @@ def assert_mean(model: dict[str, torch.Tensor]) -> None:
 @pytest.mark.parametrize("sizes", [(2, 2, 2), (4, 2, 1), (1, 1, 1)])
 def test_one_file(tmp_path: Path, sizes: tuple[int, ...]) -> None:
     sets = [write(tmp_path, shift, size) for shift, size in zip(SHIFTS, sizes, strict=True)]
-    mean = average_whole(sets)
-    assert_mean(mean["model"])
-    assert_mean({**mean["extra_state"]["ema"], "buffer": 7})
-    assert config.num_updates(mean) == 8
-    assert config.expert_parallel_size(mean) == 1
-    assert "last_optimizer_state" not in mean
+    state = average_whole(sets)
+    assert_mean(state["model"])
+    assert_mean({**state["extra_state"]["ema"], "buffer": 7})
+    assert config.num_updates(state) == 8
+    assert config.expert_parallel_size(state) == 1
+    assert "last_optimizer_state" not in state
+
+
+def test_the_newest_is_that_of_the_most_updates_whatever_the_order(tmp_path: Path) -> None:
+    sets = [write(tmp_path, shift, size=1) for shift in (8.0, 0.0, 1.0)]
+    assert config.num_updates(average_whole(sets)) == 8
+
+
+def test_sums_are_in_double_precision() -> None:
+    values = [{"weight": torch.tensor([value])} for value in (1e8, 1.0, -1e8)]
+    assert mean(values, [Path()] * 3, 0)["weight"].item() == pytest.approx(1 / 3)
 
 
 def test_rank_files_stay_rank_files(tmp_path: Path) -> None:

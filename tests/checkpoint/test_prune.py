@@ -51,6 +51,23 @@ def test_the_choice(budget: Budget, encoder: list[int], decoder: list[int]) -> N
     assert choose(EXPERTS, SCORES, budget) == {ENCODER: encoder, DECODER: decoder}
 
 
+def test_of_equal_experts_the_first_stay() -> None:
+    scores = {key: [0.1, 0.3, 0.3, 0.3] for key in EXPERTS}
+    assert choose(EXPERTS, scores, Budget(Fraction(2)))[ENCODER] == [1, 2]
+
+
+def test_a_ratio_is_met_as_nearly_as_whole_layers_allow() -> None:
+    """8 of 16 experts, 2 to 1: 2.67 and 1.33 a layer."""
+    layers = [f"{side}.layers.{number}.moe_layer" for side in ("encoder", "decoder")
+              for number in (1, 3)]  # fmt: skip
+    kept = choose(
+        dict.fromkeys(layers, 4),
+        {key: [0.4, 0.3, 0.2, 0.1] for key in layers},
+        Budget(Fraction(2), ratio=(2, 1)),
+    )
+    assert [len(kept[layer]) for layer in layers] == [3, 3, 1, 1]
+
+
 @given(st.integers(1, 4), st.booleans(), st.data())
 def test_as_many_stay_as_are_to_stay(keep: int, across: bool, data: st.DataObject) -> None:
     scores = {

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -96,8 +97,8 @@ def change(path: Path, how: Callable[[State], None]) -> None:
     torch.save(state, path)
 
 
-def age(state: State) -> None:
-    state["optimizer_history"][-1]["num_updates"] = 20
+def age(state: State, updates: int = 20) -> None:
+    state["optimizer_history"][-1]["num_updates"] = updates
 
 
 def retrain(state: State) -> None:
@@ -181,11 +182,12 @@ def test_averages_need_averages_to_go_on_from(tmp_path: Path, way: str) -> None:
     )
 
 
-def test_another_whole_set_is_named(files: dict[int, Path], tmp_path: Path) -> None:
+def test_the_newest_whole_set_is_named(files: dict[int, Path], tmp_path: Path) -> None:
     for path in files.values():
-        target = path.with_name(path.name.replace("_last", "_1_20"))
-        target.write_bytes(path.read_bytes())
-        change(target, age)
+        for updates in (10, 20):
+            target = path.with_name(path.name.replace("_last", f"_1_{updates}"))
+            target.write_bytes(path.read_bytes())
+            change(target, partial(age, updates=updates))
     change(files[1], age)
     assert start(tmp_path / "run", 2, expert_parallel_size=2) == (
         f"{files[1]} was saved after 20 updates but {files[0]} after 40: use files of one save; "

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fairseq.data import Dictionary
+import torch
+from fairseq.data import Dictionary, ListDataset
 
-from zcode_plugin.data.corpora import word_starts
+from zcode_plugin.data.corpora import DenoisingCorpus, MaskedCorpus, word_starts
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise, split_words
 
@@ -54,3 +55,34 @@ def test_without_marks_each_symbol_is_a_word() -> None:
     made = Dictionary()
     made.add_symbol("teil")
     assert word_starts(made).all()
+
+
+EVERY = np.ones(40, dtype=bool)
+
+
+def corpora() -> list[DenoisingCorpus | MaskedCorpus]:
+    """Two sentences of 20 words and the end, which is 2, with two tokens before each source."""
+    rows = [torch.tensor([*range(5, 25), 2]), torch.tensor([*range(15, 35), 2])]
+    tokens = ListDataset(rows, [21, 21])
+    settings = {"starts_word": EVERY, "mask": 4, "eos": 2, "source_prefix": (37, 38)}
+    ordinary = np.arange(5, 35)
+    return [
+        DenoisingCorpus("aa", tokens, Noise(delete=0.0), target_prefix=(39,), **settings),
+        MaskedCorpus("aa", tokens, Masking(), ordinary=ordinary, pad=1, **settings),
+    ]
+
+
+@pytest.mark.parametrize("corpus", corpora(), ids=lambda corpus: type(corpus).__name__)
+def test_what_is_drawn_follows_from_the_key(corpus: DenoisingCorpus | MaskedCorpus) -> None:
+    first, again, other = (corpus.example(0, key)["source"] for key in ((1, 7), (1, 7), (1, 8)))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first[:2].tolist() == [37, 38]
+    assert first[-1] == 2
+
+
+@pytest.mark.parametrize("corpus", corpora(), ids=lambda corpus: type(corpus).__name__)
+def test_sizes_are_those_of_examples(corpus: DenoisingCorpus | MaskedCorpus) -> None:
+    for row, (source, target) in enumerate(zip(corpus.src_sizes, corpus.tgt_sizes, strict=True)):
+        example = corpus.example(row, (1,))
+        assert (len(example["source"]), len(example["target"])) == (source, target)

@@ -92,6 +92,21 @@ def test_noise_never_lengthens_nor_empties(
     assert noised.tolist() == again.tolist()
 
 
+def test_the_kinds_of_noise_in_their_order() -> None:
+    noise = Noise(shuffle_distance=3, delete=0.2, infill=0.2, span_length=2, mask=0.2)
+    tokens = np.arange(1, 60)
+    noised = noise.apply(tokens, STARTS, MASK, np.random.default_rng(4))
+    rng = np.random.default_rng(4)
+    words = delete_words(local_shuffle(split_words(tokens, STARTS), 3, rng), 0.2, rng)
+    words = mask_words(infill_spans(words, 0.2, 2, MASK, rng), 0.2, MASK, rng)
+    assert noised.tolist() == flat(words)
+
+
+def test_scaled_noise() -> None:
+    noise = Noise(shuffle_distance=4, delete=0.1, infill=0.2, span_length=3, mask=0.4)
+    assert noise.scaled(0.5) == Noise(2, 0.05, 0.1, 3, 0.2)
+
+
 def test_no_noise_is_the_identity() -> None:
     silent = Noise(shuffle_distance=0, delete=0, infill=0, mask=0)
     tokens = np.arange(1, 40)

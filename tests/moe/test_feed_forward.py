@@ -71,6 +71,15 @@ def test_dropout_keeps_the_mean_and_rests_in_evaluation() -> None:
     torch.testing.assert_close(mean, still, rtol=0, atol=0.05)
 
 
+def test_weights_start_as_those_of_linear_layers() -> None:
+    experts = Experts(16, 64, 3)
+    pairs = ((experts.fc1_weight, experts.fc1_bias, 16), (experts.fc2_weight, experts.fc2_bias, 64))
+    for weight, bias, inputs in pairs:
+        bound = inputs**-0.5
+        assert 0.99 * bound < weight.abs().max() <= bound
+        assert 0.8 * bound < bias.abs().max() <= bound
+
+
 def test_only_what_is_asked_for_is_computed() -> None:
     """Frozen experts: the gradient of the input alone; no gradient at all: nothing is kept."""
     experts, x_AM = make(functional.gelu)

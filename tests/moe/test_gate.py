@@ -11,6 +11,7 @@ from torch import nn
 from zcode_plugin.moe import GateOptions, LayerStats, TopKGate
 from zcode_plugin.moe.gate import sample_further_experts
 from zcode_plugin.moe.losses import balance_loss, z_loss
+from zcode_plugin.moe.stats import log_values, reduce_log
 
 
 def gate_with_logits(logits: list[list[float]], **options: object) -> tuple[TopKGate, torch.Tensor]:
@@ -122,6 +123,14 @@ def test_z_loss_by_hand() -> None:
     assert z_loss(logits_TE=logits_TE, keep_T=None).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_gradient_of_the_z_loss_by_hand() -> None:
+    logits_TE = torch.tensor([[0.0, 0.0], [1.0, 1.0]], requires_grad=True)
+    z_loss(logits_TE=logits_TE, keep_T=None).backward()
+    # 2 * logsumexp * softmax, of a mean over two tokens.
+    first, second = math.log(2) / 2, (1 + math.log(2)) / 2
+    torch.testing.assert_close(logits_TE.grad, torch.tensor([[first] * 2, [second] * 2]))
+
+
 def test_losses_of_no_token_are_zero() -> None:
     empty = torch.empty(0, 3)
     assert z_loss(logits_TE=empty, keep_T=None).item() == 0
@@ -152,6 +161,45 @@ def test_jitter_moves_training_only() -> None:
     assert gate.eval()(x_TM).stats.z_loss.item() == plain.eval()(x_TM).stats.z_loss.item()
 
 
+def test_jitter_multiplies_each_number_by_a_draw_of_its_own() -> None:
+    torch.manual_seed(0)
+    gate, _ = gate_with_logits(torch.eye(4).tolist(), jitter_eps=0.1, capacity_factor=0)
+    scores = gate(torch.ones(1000, 4)).scores
+    assert scores is not None
+    noise_TM = scores.logits_TE.detach()  # the gate's weight is the identity
+    assert 0.9 <= noise_TM.min() < 0.905
+    assert 1.095 < noise_TM.max() <= 1.1
+    # Uniform: 0.2 / sqrt(12) over tokens, and no correlation between places.
+    torch.testing.assert_close(noise_TM.std(0), torch.full((4,), 0.0577), rtol=0.1, atol=0)
+    assert (noise_TM.t().corrcoef() - torch.eye(4)).abs().max() < 0.2
+
+
+def test_logits_start_with_deviation_1() -> None:
+    torch.manual_seed(0)
+    scores = TopKGate(256, 64)(torch.randn(500, 256)).scores
+    assert scores is not None
+    assert scores.logits_TE.std().item() == pytest.approx(1, rel=0.1)
+
+
+def test_gate_is_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    gate, x_TM = TopKGate(16, 4).eval(), torch.randn(20, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        under = gate(x_TM)
+    assert torch.equal(under.weight_A, gate(x_TM).weight_A)
+
+
+def test_of_two_choices_the_first_ones_score_says_who_stays() -> None:
+    """First choices take the places; expert 0 has two, of which the surest tokens get one each."""
+    rows = [[0.5, 0.45, 0.05], [0.6, 0.1, 0.3], [0.7, 0.2, 0.1]]
+    gate, x_TM = gate_with_logits(
+        log_probabilities(rows), k=2, capacity_factor=1.0, min_capacity=0, token_priority="gate"
+    )
+    routing = gate(x_TM).routing
+    assert routing.kept_E.tolist() == [2, 2, 1]
+    assert sorted(routing.token_A[:2].tolist()) == [1, 2]
+
+
 def test_gate_is_float32_in_a_half_model() -> None:
     torch.manual_seed(0)
     gate = TopKGate(16, 4).eval()
@@ -176,6 +224,22 @@ def test_statistics() -> None:
     assert stats.dropped.item() == 1  # capacity ceil(3 / 2) = 2
     entropy = sum(-p * math.log(p) - (1 - p) * math.log(1 - p) for p in (0.9, 0.8, 0.7))
     assert stats.entropy.item() == pytest.approx(entropy, abs=1e-5)
+
+
+def test_logged_statistics() -> None:
+    """Means over tokens and layers; the top and bottom are a fifth of the experts, at least one."""
+    loads = [[6.0, 3, 1, 0, 0, 0], [2.0, 2, 2, 2, 1, 1]]
+    layers = [
+        LayerStats(*map(torch.tensor, (balance, 0.5, 10, dropped, entropy)), torch.tensor(load))
+        for balance, dropped, entropy, load in ((3.0, 4, 5.0, loads[0]), (1.0, 1, 15.0, loads[1]))
+    ]
+    sums = log_values([stats.pack() for stats in layers])
+    found = reduce_log({name: float(value) for name, value in sums.items()})
+    assert found == pytest.approx({
+        "moe_gate_loss": 2, "moe_z_loss": 0.5, "entropy_gating": 1, "unused_expert1_count": 1.5,
+        "expert1_balance_top": (90 + 40) / 2, "expert1_balance_bottom": (0 + 20) / 2,
+        "overflow_expert1": 100 * 5 / 20,
+    })  # fmt: skip
 
 
 @pytest.mark.parametrize(

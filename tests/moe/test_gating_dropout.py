@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,7 +102,7 @@ def test_a_key_that_ranks_share_is_needed() -> None:
         build(0.5)(torch.randn(5, M))
 
 
-def test_the_coin_is_fair_and_differs_between_layers_passes_and_updates() -> None:
+def test_the_coin_is_fair_and_differs_between_layers_passes_updates_and_seeds() -> None:
     contexts = [
         CallContext(layer=layer, key=(1, update, number))
         for layer in ("encoder.layers.1", "decoder.layers.1")
@@ -111,7 +112,13 @@ def test_the_coin_is_fair_and_differs_between_layers_passes_and_updates() -> Non
     sides = torch.tensor([context.coin(0.3) for context in contexts]).view(2, 1000, 2)
     # 4000 flips: deviation 0.0072.
     assert sides.float().mean().item() == pytest.approx(0.3, abs=5 * 0.0072)
-    for one, other in ((sides[0], sides[1]), (sides[..., 0], sides[..., 1])):
+    seed_2 = [replace(one, key=(2, *one.key[1:])).coin(0.3) for one in contexts]
+    pairs = (
+        (sides[0], sides[1]),
+        (sides[..., 0], sides[..., 1]),
+        (sides[0], torch.tensor(seed_2).view(2, 1000, 2)[0]),
+    )
+    for one, other in pairs:
         # Both heads in 9 of 100, deviation 0.0064 for 2000.
         assert (one & other).float().mean().item() == pytest.approx(0.09, abs=5 * 0.0064)
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from zcode_plugin.moe import experts
 from zcode_plugin.moe.grouped import grouped_linear
 
 pytestmark = pytest.mark.skipif(
@@ -37,3 +38,16 @@ def test_it_equals_one_expert_after_the_other() -> None:
     for one, other in zip((found, *gradients), (expected, *wanted), strict=True):
         assert (one.double() - other).norm() < 5e-3 * other.norm()  # bf16 has 8 bits
     assert not gradients[2][1].any()  # the second expert was sent nothing
+
+
+def test_dropout_between_the_maps_of_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of CUDA, taken on a CPU: only one with a kernel for it has it of its own accord."""
+    monkeypatch.setattr(experts, "can_use_grouped_mm", lambda *_: True)
+    torch.manual_seed(0)
+    layer = experts.Experts(16, 512, len(KEPT), dropout=0.5).bfloat16()
+    x_AM = torch.randn(sum(KEPT), 16).bfloat16()
+    plain = layer.eval()(x_AM, KEPT)
+    dropped = torch.stack([layer.train()(x_AM, KEPT) for _ in range(200)])
+    assert dropped.std(0).min() > 0
+    # Kept ones count twice: the mean stays.
+    torch.testing.assert_close(dropped.mean(0), plain, atol=0.1, rtol=0)

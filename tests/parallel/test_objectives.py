@@ -30,6 +30,24 @@ def test_counts_are_those_of_all_ranks(by_tokens: bool, expected: dict[str, floa
         assert factors == pytest.approx(expected)
 
 
+def _without_the_second(rank: int) -> dict[str, float]:
+    return normalizers(BATCHES[rank], ignore=rank == 1)
+
+
+def test_a_batch_that_stands_in_for_another_does_not_count() -> None:
+    for factors in run_ranks(_without_the_second, 2):
+        assert factors == pytest.approx({
+            "mt": 1, "mlm": 30 / 6, "electra": 30 / 4, "electra.false": 30 / 20
+        })  # fmt: skip
+
+
+@pytest.mark.parametrize(("mt", "mlm", "expected"), [(40, 0, (1, 0)), (0, 40, (0, 0))])
+def test_an_objective_without_targets(mt: int, mlm: int, expected: tuple[int, int]) -> None:
+    """Its own factor is 0; and where it is the first, the trainer divides by 0 targets of it."""
+    factors = normalizers({"mt": {"ntokens": mt}, "mlm": {"ntokens": mlm}})
+    assert factors == dict(zip(("mt", "mlm"), expected, strict=True))
+
+
 def test_the_loss_by_tokens_is_a_mean_over_all_targets() -> None:
     sample: dict[str, Any] = {"mt": {"ntokens": 30}, "dae": {"ntokens": 10}}
     sums = {"mt": 60.0, "dae": 50.0}
