@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 # With --no-deps: no pip since 24.1 accepts what fairseq 0.12.2 says of its own requirements.
 STOCK = fairseq==0.12.2 fairscale==0.4.13
 BIN = $(VENV)/bin
+# Scripts that import what lies beside them: mypy looks at each folder by itself.
+SCRIPTS = benchmarks examples/localisation examples/paper docs
 CODE = zcode_plugin zcode_mends zcode_compat.py tests examples benchmarks docs setup.py
 
 .PHONY: demo test test-slow lint format docs install clean-demo
@@ -26,6 +28,7 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy
+	for scripts in $(SCRIPTS); do $(BIN)/mypy $$scripts || exit; done
 
 format: $(VENV)/ready
 	$(BIN)/ruff check --fix $(CODE)

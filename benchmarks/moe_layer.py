@@ -94,7 +94,7 @@ def time_all(shape: Shape, args: argparse.Namespace) -> list[Row]:
             if round_number >= args.warm_up:
                 times[name].append(figures)
     rows = []
-    for name, figures in times.items():
+    for name, timed in times.items():
         row: Row = {
             "contestant": name,
             "experts": shape.experts,
@@ -102,8 +102,8 @@ def time_all(shape: Shape, args: argparse.Namespace) -> list[Row]:
             "dtype": shape.dtype,
         }
         for index, what in enumerate(("forward", "step", "step_cpu")):
-            values = [figure[index] for figure in figures]
-            limit = [figure[index] for figure in times["limit"]]
+            values = [figures[index] for figures in timed]
+            limit = [figures[index] for figures in times["limit"]]
             row[f"{what}_ms"] = round(statistics.median(values), 2)
             ratios = [value / other for value, other in zip(values, limit, strict=True)]
             row[f"{what}_x_limit"] = round(statistics.median(ratios), 3)

@@ -15,8 +15,9 @@ from pathlib import Path
 import translation
 
 from zcode_plugin.checkpoint import config, io
-from zcode_plugin.checkpoint.gather import WEIGHTS_IN_EXTRA_STATE, gather_whole
+from zcode_plugin.checkpoint.gather import gather_whole
 from zcode_plugin.checkpoint.quantise import quantise_checkpoint
+from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE
 
 BITS = {"float32": config.FLOAT_BITS, "int8": 8, "int4": 4}
 

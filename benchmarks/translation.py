@@ -23,10 +23,10 @@ from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.quantise import WEIGHTS
 from zcode_plugin.checkpoint.tensors import count_bytes
 from zcode_plugin.cli.console import format_table
-from zcode_plugin.cli.evaluation import generation, scores
-from zcode_plugin.cli.evaluation.scores import Score
-from zcode_plugin.cli.stock import StockCommand, StockJob
 from zcode_plugin.data.pairs import Pair
+from zcode_plugin.evaluation import generation, scores
+from zcode_plugin.evaluation.scores import Score
+from zcode_plugin.stock.jobs import StockCommand, StockJob
 
 # Stored for each weight of an expert: itself, and the scales of a quantised one.
 STORED = (*WEIGHTS, *(name.replace("weight", "scale") for name in WEIGHTS))

@@ -158,7 +158,7 @@ def _completing(stock: Callable[[Any], None]) -> Callable[[Any], None]:
         from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_DATACLASS_REGISTRY
         from omegaconf.errors import OmegaConfBaseException
 
-        if cfg.common.user_dir and not os.path.isdir(cfg.common.user_dir):
+        if cfg.common.user_dir and not _is_there(cfg.common.user_dir):
             refuse(f"common.user_dir {cfg.common.user_dir}: there is no such folder")
         utils.import_user_module(cfg.common)
         _check_known_sections(cfg)
@@ -172,6 +172,15 @@ def _completing(stock: Callable[[Any], None]) -> Callable[[Any], None]:
             refuse(_one_line(error))
 
     return add_defaults
+
+
+def _is_there(user_dir: str) -> bool:
+    """Whether stock will find it: here, or among the packages that fairseq lies among."""
+    import fairseq
+
+    own = os.path.dirname(os.path.abspath(fairseq.__file__))
+    places = (os.getcwd(), own, os.path.dirname(own))
+    return any(os.path.isdir(os.path.join(place, user_dir)) for place in places)
 
 
 def _one_line(error: Exception) -> str:

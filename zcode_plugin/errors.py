@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -19,13 +20,14 @@ class UserError(ValueError):
     """
 
 
-def first_given(flags: Mapping[str, object]) -> str | None:
-    """The first flag that is given, of flags and whether each is; None where none is."""
-    return next((flag for flag, is_given in flags.items() if is_given), None)
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean X?` for the nearest of `known`, or nothing when none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
-def tell(error: str) -> None:
-    """The line, in one write: under torchrun nothing is buffered, and ranks share the stream."""
+def print_error(error: str) -> None:
+    """In one write: under torchrun nothing is buffered, and ranks share the stream."""
     print(f"zcode_plugin: error: {error}\n", end="", file=sys.stderr, flush=True)
 
 
@@ -37,7 +39,7 @@ def exits_on_user_error(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **kwargs)
         except UserError as error:
-            tell(str(error))
+            print_error(str(error))
             raise SystemExit(2) from None
 
     return wrapper

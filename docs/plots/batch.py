@@ -14,7 +14,7 @@ TOKENS = (
     {"a": 0, "b": 2, "c": 0, "d": 3, "e": 0, "f": 1},
     {"p": 1, "q": 3, "r": 1, "s": 0, "t": 2},
 )
-DROPPED = ({"a"}, set())
+DROPPED: tuple[set[str], set[str]] = ({"a"}, set())
 PARTS = (
     ({"mt": 7, "dae": 5, "mlm": 4, "electra": 6}),
     ({"mt": 9, "dae": 3, "mlm": 6, "electra": 4}),
@@ -138,7 +138,7 @@ def gate_and_capacity(draw: Drawing) -> None:
     )  # fmt: skip
     for rank, left in enumerate(COLUMNS):
         for index, (name, expert) in enumerate(TOKENS[rank].items()):
-            x = left + 50 + 50 * index
+            x: float = left + 50 + 50 * index
             draw.token(x, 368, name)
             draw.text(x, 403, f"→ {expert}", 14, fill=SOFT)
         draw.line(left + ROOM / 2, 414, left + ROOM / 2, 452)

@@ -111,7 +111,9 @@ def similar_messages(
     They are what `cluster_messages` would join directly, without comparing all with all.
     """
     similar: dict[str, set[str]] = {query: set() for query in queries}
-    sides = [({message: message for message in messages}, ENGLISH_SIMILARITY)]
+    sides: list[tuple[Mapping[str, str], float]] = [
+        ({message: message for message in messages}, ENGLISH_SIMILARITY)
+    ]
     sides += [(pairs, TRANSLATION_SIMILARITY) for pairs in translations.values()]
     for lines, threshold in sides:
         found = _Shingled({message: variant_key(lines[message]) for message in lines}, threshold)

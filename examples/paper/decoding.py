@@ -14,8 +14,8 @@ from statistics import median
 from study import Scale
 from trainings import Study
 
-from zcode_plugin.cli.outputs import write_files
 from zcode_plugin.data.pairs import Pair
+from zcode_plugin.files import write_files
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
 import translation

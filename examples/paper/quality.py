@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from results import Table, cell
 
-from zcode_plugin.cli.evaluation import comparison
-from zcode_plugin.cli.evaluation.generation import Translations
-from zcode_plugin.cli.evaluation.scores import by_group
 from zcode_plugin.data.pairs import Pair
+from zcode_plugin.evaluation import comparison
+from zcode_plugin.evaluation.generation import Translations
+from zcode_plugin.evaluation.scores import by_group
 
 Results = dict[str, Any]
 GROUPS = ("X->en", "en->X", "all")

@@ -25,7 +25,7 @@ from results import as_json, describe, provenance
 from sentencepiece import SentencePieceProcessor
 from trainings import CPU, Point, Run, Study
 
-from zcode_plugin.cli.outputs import write_files
+from zcode_plugin.files import write_files
 
 # Of what `zcode evaluate` writes of a direction.
 KEPT = ("bleu", "chrf", "sentences", "bleu_signature", "chrf_signature", "hypotheses")

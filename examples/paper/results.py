@@ -18,7 +18,7 @@ import torch
 from trainings import Point
 
 from zcode_plugin.cli.console import format_table
-from zcode_plugin.cli.outputs import write_files
+from zcode_plugin.files import write_files
 from zcode_plugin.reporting.plots import Chart, Series, line_chart
 
 PACKAGES = ("fairseq", "fairscale", "torch", "sacrebleu", "sentencepiece")

@@ -17,9 +17,10 @@ from pathlib import Path
 from statistics import median
 from typing import TypeVar
 
-from decoding import Measurements, settings, speeds, translation
+import translation
+from decoding import Measurements, settings, speeds
 from results import Report, Table
-from study import DENSE, MOE, Scale, both_ways, main
+from study import DENSE, MOE, RATE, Scale, both_ways, main
 from trainings import COMMON, SCRIPTS, STOCK, Study, call, length, read_log
 
 from zcode_plugin.data.pairs import Pair
@@ -32,7 +33,7 @@ STOCK_MODEL = (
     "--encoder-ffn-embed-dim", "512", "--decoder-ffn-embed-dim", "512",
     "--encoder-attention-heads", "4", "--decoder-attention-heads", "4",
     "--encoder-normalize-before", "--decoder-normalize-before", "--share-all-embeddings",
-    "--lr", "0.004", "--warmup-updates", "300",
+    "--lr", RATE, "--warmup-updates", "300",
 )  # fmt: skip
 CONTESTANTS = {
     "stock transformer": STOCK_MODEL,

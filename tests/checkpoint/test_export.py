@@ -14,7 +14,6 @@ from fairseq.sequence_generator import SequenceGenerator
 from safetensors import safe_open
 from torch import Tensor
 
-from zcode_plugin.checkpoint.folders import whole_folder
 from zcode_plugin.errors import UserError
 
 OPTION_SETS: dict[str, dict[str, Any]] = {
@@ -256,35 +255,3 @@ def test_a_weight_without_a_place_is_named(tmp_path: Path) -> None:
     del state["model"]["encoder.layers.0.scale"], state["model"]["decoder.layers.0.fc1.bias"]
     with pytest.raises(UserError, match=r"has no decoder.layers.0.fc1.bias, which"):
         export(state, tmp_path / "two")
-
-
-def _fill_the_disk(path: Path) -> None:
-    with whole_folder(path) as partial:
-        (partial / "file").write_text("new")
-        raise OSError(28, "No space left on device")
-
-
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "folder"
-    with whole_folder(path) as partial:
-        (partial / "file").write_text("old")
-    with pytest.raises(UserError, match=r"folder cannot be written: No space left on device"):
-        _fill_the_disk(path)
-    assert (path / "file").read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-    with whole_folder(path) as partial:
-        (partial / "other").write_text("new")
-    assert [item.name for item in path.iterdir()] == ["other"]
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "disk" / "old").mkdir(parents=True)
-    link = tmp_path / "link"
-    link.symlink_to(tmp_path / "disk" / "old")
-    with whole_folder(link) as partial:
-        (partial / "file").touch()
-    assert link.is_symlink()
-    assert [item.name for item in link.iterdir()] == ["file"]
-    assert [item.name for item in (tmp_path / "disk").iterdir()] == ["old"]
-    assert sorted(item.name for item in tmp_path.iterdir()) == ["disk", "link"]

@@ -14,7 +14,7 @@ from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.merge import merge
 from zcode_plugin.checkpoint.reshard import plan
 from zcode_plugin.errors import UserError
-from zcode_plugin.parallel.sharding import OWNED, Sized, owned_numbers, owners
+from zcode_plugin.parallel.zero_owners import OWNED, Sized, owned_numbers, owners
 
 
 def sharded_state(rank: int, size: int, world: int, zero: bool = True) -> State:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from toy import MODEL, TASK, run
 
-from zcode_plugin.cli.evaluation import comet
-from zcode_plugin.cli.evaluation.generation import Translations
 from zcode_plugin.errors import UserError
+from zcode_plugin.evaluation import comet
+from zcode_plugin.evaluation.generation import Translations
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

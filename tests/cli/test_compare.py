@@ -195,7 +195,7 @@ def test_comet_is_shown_where_all_have_it(
 def test_what_does_not_fit_into_memory_is_left_out(
     capsys: pytest.CaptureFixture[str], three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zcode_plugin.cli.evaluation.comparison.MOST_BYTES", 10 * 60 * 192)
+    monkeypatch.setattr("zcode_plugin.evaluation.comparison.MOST_BYTES", 10 * 60 * 192)
     printed = zcode(capsys, *three[:2], "--samples", "10")[1]
     assert (
         "all sentences: not tested, resampling takes 0 GB: give fewer --samples, or --test ar"

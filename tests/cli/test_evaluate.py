@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from zcode_plugin.cli.evaluation import generation
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
+from zcode_plugin.evaluation import generation
 from zcode_plugin.translation import Search, Translator
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

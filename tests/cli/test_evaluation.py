@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import sacrebleu
 
-from zcode_plugin.cli.evaluation import generation, scores
-from zcode_plugin.cli.evaluation.generation import Translations
-from zcode_plugin.cli.evaluation.scores import Score
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
+from zcode_plugin.evaluation import generation, scores
+from zcode_plugin.evaluation.generation import Translations
+from zcode_plugin.evaluation.scores import Score
 
 DE_EN, EN_DE, FR_EN, DE_FR = (
     Pair(*name.split("-")) for name in ("de-en", "en-de", "fr-en", "de-fr")

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,7 +9,6 @@ from pathlib import Path
 from checkpoint.rank_files import rank_state, write_rank_files
 
 from zcode_plugin.checkpoint.inspect import inspect
-from zcode_plugin.cli import stock_worker
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -62,17 +60,3 @@ def test_a_set_with_a_file_missing_is_refused(zcode: Run, tmp_path: Path) -> Non
         f"zcode inspect: error: {files[1]} is missing: the run had 2 ranks, each of which wrote a "
         "file\n"
     )
-
-
-def test_the_name_of_the_module_hides_none_of_pythons() -> None:
-    """A script in the same folder has that folder first on its path."""
-    folder = Path(stock_worker.__file__).parent
-    assert (folder / "inspect.py").is_file()
-    ended = subprocess.run(
-        [sys.executable, "-X", "importtime", stock_worker.__file__, "dataclasses", "1"],
-        input="[]",
-        capture_output=True,
-        encoding="utf-8",
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert "zcode_plugin.cli" not in ended.stderr  # which this package's own imports

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,12 @@ def test_help_names_every_verb_and_fits_a_screen(zcode: Run) -> None:
     assert [line.split()[0] for line in lines[3 : 3 + len(VERBS)]] == VERBS
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
+
+
+def test_version(zcode: Run) -> None:
+    ended = zcode("--version")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == f"zcode_plugin {version('zcode_plugin')}\n"
 
 
 def here(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

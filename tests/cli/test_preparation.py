@@ -4,20 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from zcode_plugin.cli.preparation import manifest
-from zcode_plugin.cli.preparation.binarise import (
+from zcode_plugin.preparation import manifest
+from zcode_plugin.preparation.binarise import (
     SideStatistics,
     preprocess_arguments,
     read_report,
 )
-from zcode_plugin.cli.preparation.inventory import ParallelText, Selection
-from zcode_plugin.cli.preparation.reading import (
+from zcode_plugin.preparation.inventory import ParallelText, Selection
+from zcode_plugin.preparation.reading import (
     CleanText,
     clean_parallel,
     is_blank,
     normalise_space,
 )
-from zcode_plugin.cli.preparation.subwords import (
+from zcode_plugin.preparation.subwords import (
     SubwordOptions,
     dictionary_symbols,
     distinct_lines,
@@ -160,35 +160,3 @@ def test_differences_of_descriptions() -> None:
     assert manifest.differences(old, old) == []
     assert manifest.differences(old, new) == ["--langs", "a", "b", "c"]
     assert manifest.differences({}, new) == ["format"]
-
-
-def test_a_partial_folder_is_renamed_or_removed(tmp_path: Path) -> None:
-    final = tmp_path / "deep" / "data"
-    with pytest.raises(FileNotFoundError), manifest.partial_folder(final) as partial:
-        (partial / "no such folder" / "file").touch()
-    assert list(final.parent.iterdir()) == []
-    with manifest.partial_folder(final) as partial:
-        (partial / "file").touch()
-        assert not final.exists()
-    assert [path.name for path in final.parent.iterdir()] == ["data"]
-    assert [path.name for path in final.iterdir()] == ["file"]
-
-
-def test_a_link_leads_to_the_folder_that_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "disk" / "data").mkdir(parents=True)
-    (tmp_path / "link").symlink_to(tmp_path / "disk" / "data")
-    with manifest.partial_folder(tmp_path / "link") as partial:
-        (partial / "file").touch()
-    assert (tmp_path / "link").is_symlink()
-    assert [path.name for path in (tmp_path / "disk" / "data").iterdir()] == ["file"]
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["data"]
-
-
-def test_the_folder_of_a_running_process_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "data.partial-1").mkdir()  # process 1 always runs
-    (tmp_path / "data.partial-mine").mkdir()
-    with manifest.partial_folder(tmp_path / "data"):
-        pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("data", "data.partial-1", "data.partial-mine")
-    ]

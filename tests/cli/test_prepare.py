@@ -182,7 +182,7 @@ class TestSecondCall:
 
     def test_with_force_replaces_it(self, zcode: Run, raw: Path, copy: Path) -> None:
         (copy / "dict.de.txt").unlink()
-        (copy.parent / "data.partial-999999999").mkdir()  # left by a process that was killed
+        (copy.parent / ".data.partial-999999999").mkdir()  # left by a process that was killed
         ended = zcode(
             *("prepare", "--raw", raw, "--out", copy, "--vocab-size", "120", "--force"),
             *("--pairs", "de-en", "--langs", "en,de"),

@@ -1,12 +1,14 @@
 """Stock commands run by the worker end as the console scripts do."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from zcode_plugin.cli.stock import StockCommand, StockJob, StockResult
 from zcode_plugin.errors import UserError
+from zcode_plugin.stock.jobs import WORKER, StockCommand, StockJob, StockResult
 
 
 def test_jobs_run_and_report_in_order(tmp_path: Path) -> None:
@@ -51,3 +53,17 @@ def test_a_killed_job_points_at_memory(tmp_path: Path) -> None:
     job = StockJob("x", (), tmp_path / "x")
     result = StockResult(job, exit_code=-signal.SIGKILL, seconds=1.0)
     assert result.reason == "killed, which mostly means out of memory"
+
+
+def test_the_worker_imports_nothing_of_the_package() -> None:
+    """`--user-dir` imports it, after fairseq; and importing it would take time."""
+    ended = subprocess.run(
+        [sys.executable, "-X", "importtime", WORKER, "dataclasses", "1"],
+        input="[]",
+        capture_output=True,
+        encoding="utf-8",
+    )
+    assert ended.returncode == 0, ended.stderr
+    modules = [line.rpartition("|")[2].strip() for line in ended.stderr.splitlines()]
+    assert "dataclasses" in modules
+    assert not [name for name in modules if name.split(".")[0] == "zcode_plugin"]

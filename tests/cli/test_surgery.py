@@ -209,6 +209,7 @@ def test_aggregated_and_the_gate_alone_fitted(
         (("aggregate", "{model}"), "give two checkpoints or more; one may stand there twice"),
         (("aggregate", "{model}", "{model}", "--weights", "1"),
          "--weights 1: give 2 numbers, not all 0"),
+        (("aggregate", "{model}", "{model}", "--weights", "1,-1"), "--weights -1: give 0 or more"),
         (("aggregate", "{model}", "{model}", "--gate-scale", "big"),
          "--gate-scale big: give a number above 0"),
         (("aggregate", "{model}", "{model}", "--top-k", "9"),

@@ -11,7 +11,7 @@ from toy import TASK, lines, run
 from translating import DIRECTIONS, LANGTOK, text
 
 from zcode_plugin.cli.main import main
-from zcode_plugin.cli.stock import StockCommand, StockJob
+from zcode_plugin.stock.jobs import StockCommand, StockJob
 from zcode_plugin.translation import Batching, Hypothesis, Search, Translator
 
 LENGTH = 12

@@ -13,7 +13,7 @@ import ranks
 from toy import EXACT, PLUGIN, TASK, lines, run
 
 from zcode_plugin.cli.main import main
-from zcode_plugin.cli.stock import StockCommand, StockJob
+from zcode_plugin.stock.jobs import StockCommand, StockJob
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

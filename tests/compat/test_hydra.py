@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from toy import PLUGIN
 
+from zcode_mends.hydra_plugins import _is_there
+
 CONFIGS = PLUGIN.parent / "examples" / "configs"
 BASE = (CONFIGS / "base_moe.yaml").read_text()
 # Imports stock's command once and forks a process for each call of it.
@@ -74,6 +76,10 @@ CHANGED = {
     ),
 }
 ADDED = {
+    "added_folder": (
+        "common.user_dir=nowhere",
+        "common.user_dir nowhere: there is no such folder",
+    ),
     "added_section": (
         "+foo.a=1",
         "there is no section foo",
@@ -116,6 +122,15 @@ def test_a_mistake_is_one_line(mistakes: Path, name: str) -> None:
     assert errors.splitlines()[-1].startswith("fairseq-hydra-train: error: ")
     assert expected in errors.splitlines()[-1]
     assert "Traceback" not in errors
+
+
+def test_a_plugin_beside_fairseq_is_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after `make install`, and as stock looks for it."""
+    monkeypatch.chdir(tmp_path)
+    assert _is_there("numpy")
+    assert not _is_there("nowhere")
 
 
 @pytest.mark.slow

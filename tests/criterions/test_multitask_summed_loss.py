@@ -30,7 +30,7 @@ def logged(text: str, *ranks: dict[str, list[Tensor]], standing_in: str = "") ->
     criterion = MultitaskSummedLoss(Namespace(objectives=objectives))
     outputs = []
     for stats in ranks:
-        log = _empty_log(objectives)
+        log = _empty_log(objectives, None, {})
         log.update({f"{name}_ntokens": int(name != standing_in) for name in stats})
         criterion._log_experts(log, stats)
         outputs.append(log)

@@ -7,11 +7,11 @@ from argparse import Namespace
 import pytest
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.models.expert_layout import ExpertLayout, expert_layout
+from zcode_plugin.models.layer_experts import LayerExperts, layer_experts
 from zcode_plugin.models.moe_checks import check, check_parallel, check_precision, left_out
 from zcode_plugin.models.moe_config import MoEConfig
 
-LAYOUTS: dict[str, tuple[dict[str, object], ExpertLayout]] = {
+LAYOUTS: dict[str, tuple[dict[str, object], LayerExperts]] = {
     "one number for all": (
         {"moe_expert_count": "8"},
         {"encoder": {1: 8, 3: 8}, "decoder": {1: 8}},
@@ -40,7 +40,7 @@ LAYOUTS: dict[str, tuple[dict[str, object], ExpertLayout]] = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_layout(name: str) -> None:
     options, expected = LAYOUTS[name]
-    assert expert_layout(MoEConfig(**options), 4, 2) == expected  # type: ignore[arg-type]
+    assert layer_experts(MoEConfig(**options), 4, 2) == expected  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_layout(name: str) -> None:
 )
 def test_layouts_that_do_not_fit(options: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as error:
-        expert_layout(MoEConfig(**options), 4, 2)  # type: ignore[arg-type]
+        layer_experts(MoEConfig(**options), 4, 2)  # type: ignore[arg-type]
     assert str(error.value) == message
 
 
@@ -130,7 +130,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
 def test_refused(options: dict[str, object], message: str) -> None:
     moe = MoEConfig(**options)  # type: ignore[arg-type]
     with pytest.raises(UserError) as error:
-        check(moe, expert_layout(moe, 4, 2))
+        check(moe, layer_experts(moe, 4, 2))
     assert str(error.value) == message
 
 

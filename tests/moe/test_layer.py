@@ -141,7 +141,7 @@ def test_without_statistics_the_output_is_the_same(padding: bool) -> None:
     layer = build_with(GateOptions(k=2, token_priority="position")).eval()
     x = torch.randn(3, 4, M)
     mask = torch.rand(3, 4) < 0.3 if padding else None
-    assert torch.equal(layer.forward_alone(x, mask), layer.forward_with_stats(x, mask)[0])
+    assert torch.equal(layer.forward_without_stats(x, mask), layer.forward_with_stats(x, mask)[0])
 
 
 @pytest.mark.parametrize("k", [1, 2, 4])

@@ -21,7 +21,7 @@ from zcode_plugin.moe import (
     load_statistics,
 )
 from zcode_plugin.moe.context import calling, hand_in_context
-from zcode_plugin.moe.load import open_statistics
+from zcode_plugin.moe.load import current_statistics
 
 # Probabilities of 3 experts for 6 tokens: 3 places in a sentence x 2 sentences.
 ROWS = [
@@ -50,7 +50,7 @@ def test_nothing_is_measured_outside() -> None:
     layer, x = build()
     with load_statistics() as statistics:
         pass
-    assert open_statistics() is None
+    assert current_statistics() is None
     layer(x)
     assert statistics.rows() == []
 

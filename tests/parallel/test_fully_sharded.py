@@ -15,7 +15,7 @@ from toy import EXACT, generate, lines, run
 
 from zcode_plugin.checkpoint import io, names
 from zcode_plugin.errors import UserError
-from zcode_plugin.models.moe_checks import check_fully_sharded
+from zcode_plugin.models.fully_sharded_checks import check_fully_sharded
 from zcode_plugin.models.moe_config import MoEConfig
 
 SHARDED = ("--ddp-backend", "fully_sharded")

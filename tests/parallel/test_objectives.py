@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from distributed import run_ranks
 
-from zcode_plugin.parallel.objectives import normalizers
+from zcode_plugin.parallel.normalizers import normalizers
 
 BATCHES = (
     {"mt": {"ntokens": 30}, "mlm": {"ntokens": 6}, "electra": {"ntokens": 4, "nplaces": 20}},

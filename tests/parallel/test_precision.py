@@ -13,7 +13,7 @@ from toy import EXACT
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.moe_checks import check_zero_precision
-from zcode_plugin.parallel.gradients import attach
+from zcode_plugin.parallel.gradients import patch_optimizer
 from zcode_plugin.parallel.topology import ExpertTopology
 
 RUN = (
@@ -69,7 +69,7 @@ def test_one_flat_copy_of_all_weights_is_refused(copies: object) -> None:
     """What stock's --fp16 keeps on a GPU: one tensor, or one for each device."""
     optimizer = SimpleNamespace(fp32_params=copies)
     with pytest.raises(UserError, match="--fp16-no-flatten-grads or --memory-efficient-fp16"):
-        attach(optimizer, ExpertTopology(size=2))
+        patch_optimizer(optimizer, ExpertTopology(size=2))
 
 
 def test_zero_sharding_of_one_flat_copy_is_refused() -> None:

@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.parallel.sharding import OWNED
 from zcode_plugin.parallel.topology import expert_topology
 from zcode_plugin.parallel.zero import ShardedOptimizer
+from zcode_plugin.parallel.zero_owners import OWNED
 
 OPTIONS = {"lr": 0.1, "betas": (0.9, 0.99)}
 SHAPES = [(4, 3), (6,), (2, 2), (5,), (3, 3), (1,)]

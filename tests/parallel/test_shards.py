@@ -9,7 +9,7 @@ from distributed import run_ranks
 from fairscale.nn.data_parallel import FullyShardedDataParallel
 from torch import nn
 
-from zcode_plugin.parallel.shards import shard_state
+from zcode_plugin.parallel.fully_sharded_state import shard_state
 
 
 def _shards(rank: int, state: dict[int, Any]) -> dict[int, Any]:

@@ -15,7 +15,7 @@ from zcode_plugin.checkpoint.gather import find_files
 from zcode_plugin.checkpoint.merge import merge
 from zcode_plugin.checkpoint.reshard import plan
 from zcode_plugin.checkpoint.tensors import count_elements
-from zcode_plugin.parallel.sharding import OWNED
+from zcode_plugin.parallel.zero_owners import OWNED
 
 UPDATES = 5
 ZERO = ("--zero-sharding", "os")

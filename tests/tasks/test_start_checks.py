@@ -15,7 +15,7 @@ from torch import nn
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.moe import Experts, MOELayer, TopKGate
-from zcode_plugin.parallel.gradients import attach
+from zcode_plugin.parallel.gradients import patch_optimizer
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 from zcode_plugin.tasks.start_checks import check_model, check_options
 
@@ -174,7 +174,7 @@ def _clipped(rank: int, shared: bool) -> tuple[float, list[float]]:
     expert.expert = True  # type: ignore[attr-defined]
     parameters = [expert] + [nn.Parameter(torch.zeros(1))] * shared
     optimizer = adam(parameters)
-    attach(optimizer, expert_topology(2, [2]))
+    patch_optimizer(optimizer, expert_topology(2, [2]))
     expert.grad = torch.tensor([3.0 + rank])
     for parameter in parameters[1:]:
         parameter.grad = torch.tensor([12.0])
@@ -187,8 +187,8 @@ def test_gradients_that_are_no_numbers_end_a_run_of_one_process(
 ) -> None:
     parameter = nn.Parameter(torch.zeros(2))
     optimizer = adam([parameter])
-    attach(optimizer, ExpertTopology())
-    attach(optimizer, ExpertTopology())
+    patch_optimizer(optimizer, ExpertTopology())
+    patch_optimizer(optimizer, ExpertTopology())
     parameter.grad = torch.tensor([3.0, 4.0])
     assert optimizer.clip_grad_norm(1.0) == pytest.approx(5.0)
     assert parameter.grad.tolist() == pytest.approx([0.6, 0.8])

@@ -17,9 +17,11 @@ from torch import Tensor
 from zcode_plugin.checkpoint import config, names
 from zcode_plugin.checkpoint.average import mean
 from zcode_plugin.checkpoint.gather import Gathered
+from zcode_plugin.checkpoint.names import HEADS
 from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE
 from zcode_plugin.checkpoint.vocabulary import check_alike
 from zcode_plugin.errors import UserError
+from zcode_plugin.flags import flag_of
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.stored import as_namespace
 from zcode_plugin.moe.token_signs import SIGNS
@@ -34,7 +36,6 @@ _OPTIONS = (
     *("moe_normalize_gate_prob_before_dropping", "moe_residual"),
 )
 _TASK_OPTIONS = ("encoder_langtok", "decoder_langtok", "objective_token")
-_HEADS = "heads."
 _SAMPLES = 2048
 _MOST = 4.0
 
@@ -91,7 +92,7 @@ def aggregate(
     shared = [_shared(model) for model in models]
     common = {key for key in shared[0] if all(key in part for part in shared)}
     for part in shared:
-        for key in [key for key in part if key.startswith(_HEADS) and key not in common]:
+        for key in [key for key in part if key.startswith(HEADS) and key not in common]:
             del part[key]  # a head that only some were trained with
     weights: dict[str, Any] = mean(shared, paths, 0, coefficients)
     state = dict(models[0].state)
@@ -237,7 +238,7 @@ def _check_alike(first: Gathered, other: Gathered, first_path: Path, path: Path)
             values = [str(config.get(section, option)) for section in sections]
             if values[0] != values[1]:
                 raise UserError(
-                    f"{path} and {first_path} are different models: --{option.replace('_', '-')} "
+                    f"{path} and {first_path} are different models: {flag_of(option)} "
                     f"is {values[1]} in one and {values[0]} in the other"
                 )
     if first.experts.keys() != other.experts.keys():

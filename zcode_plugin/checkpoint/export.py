@@ -29,9 +29,10 @@ from zcode_plugin.checkpoint.folders import (
     WEIGHTS,
 )
 from zcode_plugin.checkpoint.gather import Gathered
-from zcode_plugin.checkpoint.names import UNSET_BUFFER
+from zcode_plugin.checkpoint.names import HEADS, UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import count_elements, identity, with_own_storage
 from zcode_plugin.checkpoint.tokenisation import Vocabulary
+from zcode_plugin.checkpoint.vocabulary import languages_of
 from zcode_plugin.errors import UserError
 
 _EMBEDDINGS = "encoder.embed_tokens.weight"
@@ -40,7 +41,6 @@ MODEL_CLASS, CONFIG_CLASS, TOKENIZER_CLASS = (
     "configuration_zcode_moe.ZcodeMoeConfig",
     "tokenization_zcode_moe.ZcodeMoeTokenizer",
 )
-_HEADS = "heads."
 # What fairseq-generate does without flags: 200 tokens and the end.
 _BEAM, _LONGEST = 5, 201
 
@@ -81,7 +81,7 @@ def write_safetensors(gathered: Gathered, symbols: list[str] | None, folder: Pat
             "experts": gathered.experts,
             "tied": tied,
             "updates": config.num_updates(state),
-            "langs": (state.get("task_state") or {}).get("langs"),
+            "langs": languages_of(state) or None,
             "encoder_langtok": config.get(task, "encoder_langtok"),
             "decoder_langtok": bool(config.get(task, "decoder_langtok", False)),
         },
@@ -146,7 +146,7 @@ def _fit(
             for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
             if name in model and name != table
         }
-    left_out = [name for name in model if name.startswith(_HEADS)]
+    left_out = [name for name in model if name.startswith(HEADS)]
     versions = {"encoder.version", "decoder.version"}  # fairseq's, of the format
     for name in model:
         if name not in wanted and not {name} & {*tied, *left_out, *versions}:

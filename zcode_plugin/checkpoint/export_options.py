@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from zcode_plugin.checkpoint import config, names
 from zcode_plugin.errors import UserError
+from zcode_plugin.flags import flag_of
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.stored import OURS
 
@@ -160,7 +161,7 @@ def _refuse(args: Namespace) -> None:
     for name in _REFUSED:
         value = getattr(args, name, None)
         if value:
-            flag = "--" + name.replace("_", "-")
+            flag = flag_of(name)
             given = flag if value is True else f"{flag} {value}"
             raise UserError(f"{given} has no counterpart in the exported model: {REMEDY}")
     if str(args.activation_fn) not in _ACTIVATIONS:

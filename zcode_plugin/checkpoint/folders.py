@@ -1,11 +1,8 @@
-"""Folders of exports, written whole or not at all."""
+"""Folders of exports: what is in them, and which may be replaced."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from pathlib import Path
 
 from zcode_plugin.errors import UserError
@@ -67,41 +64,3 @@ def check_not_here(path: Path) -> None:
     """
     if path.resolve() == Path.cwd():
         raise UserError(f"--out {path} is the working folder: name one that is to be made")
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder beside `path` that takes its name, and its place, at the end.
-
-    Of a link, that to which it leads. On any failure `path` is what it was, and nothing is left
-    behind.
-
-    Raises:
-        UserError: a file cannot be written.
-    """
-    place = path.resolve()
-    partial = place.with_name(f".{place.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir()
-        yield partial
-        take_place(partial, place)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def take_place(partial: Path, path: Path) -> None:
-    """Give a folder the name of another, which is removed; where that fails, all is as it was."""
-    # No rename replaces a folder that holds something: the old one steps aside first.
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    is_there = path.exists()
-    if is_there:
-        path.rename(old)
-    try:
-        partial.rename(path)
-    except BaseException:
-        if is_there:
-            old.rename(path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint import config, io, names, optimizer, shards
+from zcode_plugin.checkpoint import config, io, names, optimizer, zero_parts
 from zcode_plugin.checkpoint.checks import check_name, check_ranks, check_same_save, count_experts
-from zcode_plugin.checkpoint.join_shards import join_shards
+from zcode_plugin.checkpoint.fully_sharded import join_shards
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.optimizer import Moments
 from zcode_plugin.checkpoint.slices import join, join_moments
 from zcode_plugin.checkpoint.tensors import bit_equal, put_together, weights, with_own_storage
 from zcode_plugin.errors import UserError
-from zcode_plugin.parallel.sharding import OWNED
+from zcode_plugin.parallel.zero_owners import OWNED
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,9 @@ def _union(files: list[Path], with_optimizer: bool) -> Gathered:
     """Files that differ in their experts, and in what of the optimizer's state they own, as one."""
     first = files[0]
     whole, moments = _load(first, with_optimizer)
-    union = shards.Union() if with_optimizer and shards.owned_by(whole) is not None else None
+    union = (
+        zero_parts.Union() if with_optimizer and zero_parts.owned_by(whole) is not None else None
+    )
     if union is not None:
         union.add(whole, moments, first)
     for path in files[1:]:
@@ -123,7 +125,7 @@ def _union(files: list[Path], with_optimizer: bool) -> Gathered:
         check_same_save(whole, first, part, path)
         for tensors, piece in zip(weights(whole), weights(part), strict=True):
             _absorb(tensors, first, piece, path)
-        if (shards.owned_by(part) is None) != (union is None) and with_optimizer:
+        if (zero_parts.owned_by(part) is None) != (union is None) and with_optimizer:
             raise UserError(f"{path} is of another run than {first}: their optimizers differ")
         if union is None:
             _absorb_moments(moments, first, part_moments, path)

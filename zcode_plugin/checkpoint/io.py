@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from zcode_plugin.errors import UserError
+from zcode_plugin.files import write_all
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -107,40 +107,6 @@ def save_all(checkpoints: Iterable[tuple[Path, Mapping[str, Any]]]) -> int:
     import torch
 
     return write_all((path, partial(torch.save, dict(state))) for path, state in checkpoints)
-
-
-def write_all(files: Iterable[tuple[Path, Callable[[BinaryIO], object]]]) -> int:
-    """Write files that belong together: none gets its name before all are written.
-
-    Args:
-        files: paths, and what writes each into an open file.
-
-    Returns:
-        Their size in bytes.
-
-    Raises:
-        UserError: one cannot be written; nothing is left behind.
-    """
-    partials: dict[Path, Path] = {}
-    path = Path()
-    try:
-        for path, write in files:
-            partials[path] = partial_name(path)
-            with partials[path].open("wb") as file:  # a path would put its name into the file
-                write(file)
-        for path, whole in partials.items():
-            os.replace(whole, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        raise UserError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
-    finally:
-        for left in partials.values():
-            left.unlink(missing_ok=True)
-    return sum(path.stat().st_size for path in partials)
-
-
-def partial_name(path: Path) -> Path:
-    """Under which a file is written before it gets its own name."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
 def fairseq_checkpoint_utils() -> Any:

@@ -42,6 +42,8 @@ FAST_PATH_COPIES = (
     "fc2_bias",
 )
 _FAST_PATH_COPY = re.compile(rf"(?:.+\.)?layers\.\d+\.(?:{'|'.join(FAST_PATH_COPIES)})")
+# Start of the entries of objectives' heads.
+HEADS = "heads."
 # Entries that no optimizer sees: format numbers, a device's marker, the state of balancing.
 _BUFFER = re.compile(r"(?:.+\.)?(?:version|_float_tensor|selection_bias)")
 

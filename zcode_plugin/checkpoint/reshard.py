@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from zcode_plugin.checkpoint import config, names, optimizer, shards
+from zcode_plugin.checkpoint import config, names, optimizer, zero_parts
 from zcode_plugin.checkpoint.gather import Gathered, gather_pieces
 from zcode_plugin.checkpoint.layout import Layout
 from zcode_plugin.checkpoint.slices import check_divides, moment_slice_of, slice_of
@@ -176,7 +176,9 @@ def _rank_state(resharding: Resharding, rank: int) -> dict[str, Any]:
     if gathered.state.get("last_optimizer_state"):
         parameters, owned = gathered.state["task_state"]["parameters"], None
         if after.sharded:
-            owned = shards.keep_owned(state, world=after.world, parallel=after.parallel, rank=rank)
+            owned = zero_parts.keep_owned(
+                state, world=after.world, parallel=after.parallel, rank=rank
+            )
         take = partial(moment_slice_of, slicing=after.slicing(rank))
         state["last_optimizer_state"] = {
             "state": optimizer.by_number(gathered.moments, parameters, state["model"], owned, take),

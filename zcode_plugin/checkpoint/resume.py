@@ -14,9 +14,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from zcode_plugin.checkpoint import config, io, names, shards, vocabulary
+from zcode_plugin.checkpoint import config, io, names, vocabulary, zero_parts
 from zcode_plugin.checkpoint.checks import check_name, check_ranks, check_same_save
-from zcode_plugin.checkpoint.join_shards import check_shards
+from zcode_plugin.checkpoint.fully_sharded import check_shards
 from zcode_plugin.checkpoint.layout import Layout
 from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.sets import LAST, finish_save, other_set, start_name
@@ -76,14 +76,14 @@ def _check(options: Any, world: int, symbols: Sequence[str], trained: Sequence[s
         if not whole.is_file():
             raise UserError(f"--continue-once {whole}: there is no such checkpoint")
     if is_sharded:
-        _check_name(whole, restore)
+        _check_restore_name(whole, restore)
         found = _check_shards(options, whole, layout)
         if found is not None:
             _check_contents(options, *found, symbols, trained)
         return None
     paths = layout.paths(whole)
     if len(paths) > 1:
-        _check_name(whole, restore)
+        _check_restore_name(whole, restore)
         finish_save(whole, paths)
     files = {
         rank: path
@@ -142,10 +142,10 @@ def _check_averages(options: Any, path: Path, state: Mapping[str, Any]) -> None:
 def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict[str, Any]] | None:
     """With `--use-sharded-state`: the first shard of a whole set; None at a first start."""
     finish_save(whole, layout.shards(whole))
-    shards = names.find_shards(whole)
-    if shards:
-        first = shards[0] if 0 in shards else next(iter(shards.values()))
-        state = check_shards(list(shards.values()))
+    found = names.find_shards(whole)
+    if found:
+        first = found[0] if 0 in found else next(iter(found.values()))
+        state = check_shards(list(found.values()))
         saved = Layout.of_checkpoint(state)
         if (saved.world, saved.parallel) != (layout.world, layout.parallel):
             raise UserError(
@@ -165,7 +165,7 @@ def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict
     return None
 
 
-def _check_name(whole: Path, restore: str) -> None:
+def _check_restore_name(whole: Path, restore: str) -> None:
     """Each rank's own name comes from putting -rank-N before `.pt`, wherever that stands."""
     if names.rank_of(whole) is not None:
         raise UserError(
@@ -245,7 +245,7 @@ def _check_ranks_files(
                         "of this run in its place"
                     )
         if layout.parallel > 1 and not config.get(options, "reset_optimizer"):
-            shards.check_start(
+            zero_parts.check_start(
                 part, path, world=layout.world, parallel=layout.parallel, rank=rank, sharded=sharded
             )
     return first, state

@@ -15,6 +15,7 @@ from zcode_plugin.checkpoint.names import UNSET_BUFFER
 from zcode_plugin.checkpoint.optimizer import Moments
 from zcode_plugin.checkpoint.tensors import Pieces, bit_equal, identity, whole
 from zcode_plugin.errors import UserError
+from zcode_plugin.flags import flag_of
 from zcode_plugin.parallel.tensor import TensorSlicing
 
 _SIDE = r"(?:encoder|decoder)\."
@@ -52,7 +53,7 @@ def check_divides(options: Any, size: int) -> None:
             value = config.get(options, f"{side}_{name}", size)
             if value % size:
                 raise UserError(
-                    f"--model-parallel-size {size} must divide --{side}-{name.replace('_', '-')} "
+                    f"--model-parallel-size {size} must divide {flag_of(f'{side}_{name}')} "
                     f"{value}: change one of them"
                 )
 

@@ -10,12 +10,13 @@ from typing import Any
 from zcode_plugin.checkpoint import config
 from zcode_plugin.checkpoint.export_options import REMEDY
 from zcode_plugin.checkpoint.folders import SENTENCEPIECE
+from zcode_plugin.checkpoint.vocabulary import languages_of, symbols_of
 from zcode_plugin.data.languages import add_special_symbols, resolve_languages
 from zcode_plugin.data.objectives import KNOWN
 from zcode_plugin.data.pairs import stored_pairs
 from zcode_plugin.data.symbols import SPECIAL, language_token, objective_token
 from zcode_plugin.errors import UserError
-from zcode_plugin.lists import comma_list
+from zcode_plugin.flags import comma_list
 from zcode_plugin.tasks.multitask_multilingual import MultitaskMultilingualTask
 
 
@@ -53,9 +54,8 @@ def find_vocabulary(
         UserError: neither has it, or it is another one.
     """
     task = config.section(state, "task")
-    kept = state.get("task_state") or {}
-    langs = list(kept.get("langs") or _languages(task, data))
-    own = kept["symbols"].split("\n") if kept.get("symbols") else None
+    langs = languages_of(state) or _languages(task, data)
+    own = symbols_of(state) or None
     if own is None and config.task_name(task) == "translation":
         raise UserError(
             f"{checkpoint} is of stock's task translation, whose vocabulary has no language "

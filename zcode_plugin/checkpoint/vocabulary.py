@@ -29,6 +29,11 @@ def symbols_of(state: Mapping[str, Any]) -> list[str] | None:
     return None if text is None else text.split("\n")
 
 
+def languages_of(state: Mapping[str, Any]) -> list[str]:
+    """The languages that the model was trained with; none where the checkpoint does not say."""
+    return list((state.get("task_state") or {}).get("langs") or ())
+
+
 def rows_for(state: Mapping[str, Any], symbols: Sequence[str], path: Path) -> Tensor | None:
     """Where the rows of another vocabulary lie in a checkpoint.
 
@@ -107,7 +112,7 @@ def check_alike(
     Raises:
         UserError: naming what differs; of checkpoints that do not name theirs nothing is known.
     """
-    langs = [(state.get("task_state") or {}).get("langs") or [] for state in (first, other)]
+    langs = [languages_of(state) for state in (first, other)]
     if all(langs) and langs[0] != langs[1]:
         raise UserError(
             f"{path} and {first_path} have different languages, or another order of them: "

@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.checkpoints) < 2:
         raise UserError("give two checkpoints or more; one may stand there twice")
     coefficients = _coefficients(args.weights, len(args.checkpoints))
-    scale = None if args.gate_scale == "auto" else _positive("--gate-scale", args.gate_scale)
+    scale = None if args.gate_scale == "auto" else _number("--gate-scale", args.gate_scale)
     inputs = [path for name in args.checkpoints for path in find_files(name)]
     check_output(args.out, inputs, force=args.force)
     models = []
@@ -89,19 +89,20 @@ def _coefficients(text: str | None, models: int) -> list[float]:
     if text is None:
         return [1 / models] * models
     parts = text.split(",")
-    numbers = [_positive("--weights", part, least=0.0) for part in parts]
+    numbers = [_number("--weights", part, least=0) for part in parts]
     if len(numbers) != models or not sum(numbers):
         raise UserError(f"--weights {text}: give {models} numbers, not all 0")
     return [number / sum(numbers) for number in numbers]
 
 
-def _positive(flag: str, text: str, least: float = 1e-9) -> float:
+def _number(flag: str, text: str, least: float = 1e-9) -> float:
     try:
         number = float(text)
     except ValueError:
         number = -1.0
     if not least <= number < float("inf"):
-        raise UserError(f"{flag} {text}: give a number above 0")
+        bound = "a number above 0" if least else "0 or more"
+        raise UserError(f"{flag} {text}: give {bound}")
     return number
 
 

@@ -11,12 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.outputs import check_file, write_texts
+from zcode_plugin.cli.outputs import check_file
 from zcode_plugin.errors import UserError
+from zcode_plugin.files import write_texts
 
 if TYPE_CHECKING:
-    from zcode_plugin.cli.evaluation.comparison import Comparison
     from zcode_plugin.data.pairs import Pair
+    from zcode_plugin.evaluation.comparison import Comparison
 
 DESCRIPTION = """Compare results of zcode evaluate: scores side by side and, for each but
 the first, which is the baseline, the p-value of sacreBLEU's paired test; in each
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, print and write."""
-    from zcode_plugin.cli.evaluation import comparison
+    from zcode_plugin.evaluation import comparison
 
     samples = SAMPLES[args.test] if args.samples is None else args.samples
     _check_arguments(args, samples)
@@ -104,7 +105,7 @@ def _names(text: str | None, paths: Sequence[Path]) -> list[str]:
 def _write_json(
     args: argparse.Namespace, made: Comparison, directions: Sequence[Pair], samples: int
 ) -> None:
-    from zcode_plugin.cli.evaluation.comparison import TESTS, mean_scores
+    from zcode_plugin.evaluation.comparison import TESTS, mean_scores
 
     record = {
         "format": 1,

@@ -1,12 +1,11 @@
-"""What the verbs print: one line a step, tables, and a near word for a mistyped one."""
+"""What the verbs print: one line a step, and tables."""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -70,9 +69,3 @@ def format_table(rows: Sequence[Sequence[str]], left: int = 1) -> str:
     ]
     lines.insert(1, "-" * (sum(widths) + 2 * (len(widths) - 1)))
     return "\n".join(lines)
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean X?` for the nearest of `known`, or nothing when none is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from zcode_plugin.cli.console import count
-from zcode_plugin.cli.stock import available_cores
+from zcode_plugin.stock.jobs import available_cores
 
 DESCRIPTION = "Show what is installed, what is wrong and the command that mends it."
 EPILOG = """Exit code 0: all is well; 1: something is to be mended.

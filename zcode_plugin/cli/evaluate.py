@@ -17,19 +17,20 @@ from typing import Any
 
 import zcode_plugin
 from zcode_plugin.checkpoint import config, names
-from zcode_plugin.cli.evaluation import comet, generation, scores
-from zcode_plugin.cli.evaluation.generation import Translations
-from zcode_plugin.cli.evaluation.scores import Score
-from zcode_plugin.cli.outputs import check_file, check_folder, write_texts
-from zcode_plugin.cli.stock import (
+from zcode_plugin.cli.outputs import check_file, check_folder
+from zcode_plugin.data.pairs import Pair
+from zcode_plugin.errors import UserError
+from zcode_plugin.evaluation import comet, generation, scores
+from zcode_plugin.evaluation.generation import Translations
+from zcode_plugin.evaluation.scores import Score
+from zcode_plugin.files import write_texts
+from zcode_plugin.stock.jobs import (
     StockCommand,
     StockJob,
     StockResult,
     available_cores,
     check_no_colon,
 )
-from zcode_plugin.data.pairs import Pair
-from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Translate every direction with stock fairseq-generate; print a table of BLEU and
 chrF++. References are those in DATA, in the spelling that their pieces give
@@ -108,11 +109,12 @@ def run(args: argparse.Namespace) -> int:
     directions = generation.choose_directions(args.pairs, args.data, args.gen_subset)
     tokenizers = scores.parse_tokenizers(args.sacrebleu_tokenizer)
     from zcode_plugin.checkpoint import io
+    from zcode_plugin.checkpoint.vocabulary import languages_of
 
     state = io.load_options(args.path)
     section = config.section(state, "task")
     task = generation.task_arguments(section)
-    langs = (state.get("task_state") or {}).get("langs")
+    langs = languages_of(state)
     if args.pairs is None:
         directions = generation.trained_directions(directions, section, langs)
     updates = config.num_updates(state)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from zcode_plugin.cli.console import count, format_table, step
 from zcode_plugin.cli.outputs import add_checkpoint_argument
 from zcode_plugin.errors import UserError
+from zcode_plugin.files import whole_folder
 
 if TYPE_CHECKING:
     from zcode_plugin.checkpoint.export import Written
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, and print what was written."""
     from zcode_plugin.checkpoint import io
-    from zcode_plugin.checkpoint.folders import check_folder, whole_folder
+    from zcode_plugin.checkpoint.folders import check_folder
     from zcode_plugin.checkpoint.gather import gather_whole
 
     _check_safetensors()
@@ -79,11 +80,10 @@ def run(args: argparse.Namespace) -> int:
 def _write(args: argparse.Namespace, gathered: Gathered, folder: Path) -> tuple[Written, list[str]]:
     # Not before the checkpoint is read: that imports fairseq without its warnings.
     from zcode_plugin.checkpoint import config, export, tokenisation
+    from zcode_plugin.checkpoint.vocabulary import symbols_of
 
     if args.format == SAFETENSORS:
-        symbols = (gathered.state.get("task_state") or {}).get("symbols")
-        split = symbols.split("\n") if symbols else None
-        return export.write_safetensors(gathered, split, folder), []
+        return export.write_safetensors(gathered, symbols_of(gathered.state), folder), []
     config.check_not_quantised(gathered.state, args.checkpoint, "for transformers")
     options = export.huggingface_options(gathered)
     rows = options["vocab_size"]

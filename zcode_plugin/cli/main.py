@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.metadata
 import os
 import re
 import signal
@@ -14,8 +15,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn, Protocol, cast
 
-from zcode_plugin.cli.console import suggestion
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, suggestion
 
 HELP_COLUMNS = 80
 EXIT_USER_ERROR = 2
@@ -109,6 +109,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not arguments or arguments[0] in ("-h", "--help"):
             print(_usage(), end="", file=sys.stdout if arguments else sys.stderr)
             return 0 if arguments else EXIT_USER_ERROR
+        if arguments[0] == "--version":
+            print(f"zcode_plugin {importlib.metadata.version('zcode_plugin')}")
+            return 0
         verb = _find_verb(arguments[0])
         name = f"zcode {verb.name}"
         module = verb.load()

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
 
-from zcode_plugin.checkpoint import io, names
+from zcode_plugin.checkpoint import names
 from zcode_plugin.errors import UserError
 
 
@@ -123,29 +121,3 @@ def check_outputs(outputs: list[Path], whole: Path, inputs: list[Path], *, force
                 raise UserError(
                     f"{path} is of a run with more ranks: move it away, or name another --out"
                 )
-
-
-def write_texts(texts: Mapping[Path, str]) -> None:
-    """Write text files that belong together, see `io.write_all`."""
-    write_files({path: text.encode("utf-8") for path, text in texts.items()})
-
-
-def write_files(contents: Mapping[Path, bytes]) -> None:
-    """Write files that belong together, see `io.write_all`."""
-
-    def writer(content: bytes) -> Callable[[BinaryIO], object]:
-        return lambda file: file.write(content)
-
-    io.write_all((path, writer(content)) for path, content in contents.items())
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write bit by bit: it gets its name at the end, and on any failure none."""
-    partial = io.partial_name(path)
-    try:
-        with partial.open("wb") as file:
-            yield file
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zcode_plugin.cli.console import format_table, quiet_libraries
 from zcode_plugin.errors import UserError
+from zcode_plugin.flags import flag_of
 
 if TYPE_CHECKING:
     from zcode_plugin.planning.forms import Form
@@ -125,9 +126,9 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from zcode_plugin.planning.choice import possible_forms, refusal
     from zcode_plugin.planning.shapes import measure_shape
 
-    for flag in ("ranks", "vocabulary", "max_tokens", "length"):
-        if getattr(args, flag) < 1:
-            raise UserError(f"--{flag.replace('_', '-')} {getattr(args, flag)} is too small")
+    for name in ("ranks", "vocabulary", "max_tokens", "length"):
+        if getattr(args, name) < 1:
+            raise UserError(f"{flag_of(name)} {getattr(args, name)} is too small")
     if args.length > _POSITIONS:
         raise UserError(f"--length {args.length}: a sentence has at most {_POSITIONS} tokens")
     options = _model_options(args)

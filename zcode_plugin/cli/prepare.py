@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.cli.console import count, format_table
-from zcode_plugin.cli.preparation import inventory, manifest, subwords
-from zcode_plugin.cli.preparation.binarise import statistics_rows
-from zcode_plugin.cli.preparation.inventory import Inventory, Selection
-from zcode_plugin.cli.preparation.pipeline import Plan, Prepared, build
-from zcode_plugin.cli.stock import available_cores, check_no_colon
 from zcode_plugin.data.symbols import SPECIAL
 from zcode_plugin.errors import UserError
+from zcode_plugin.files import whole_folder
+from zcode_plugin.preparation import inventory, manifest, subwords
+from zcode_plugin.preparation.binarise import statistics_rows
+from zcode_plugin.preparation.inventory import Inventory, Selection
+from zcode_plugin.preparation.pipeline import Plan, Prepared, build
+from zcode_plugin.stock.jobs import available_cores, check_no_colon
 
 DESCRIPTION = "Make a SentencePiece model, one dictionary and binarised data of raw text."
 EPILOG = """raw files, one sentence a line, UTF-8:
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     if manifest.is_up_to_date(args.out, wanted, args.force):
         print(f"{args.out} is up to date")
         return 0
-    with manifest.partial_folder(args.out) as partial:
+    with whole_folder(args.out) as partial:
         prepared = build(plan, partial)
         _write_manifest(partial, wanted, prepared)
     print(format_table(statistics_rows(prepared.statistics), left=2))

@@ -138,7 +138,7 @@ def _card(args: argparse.Namespace, run: Run) -> str:
 
 def _write(texts: dict[Path, str], pictures: dict[Path, bytes]) -> None:
     """Page, card and figures, together."""
-    from zcode_plugin.cli.outputs import write_files
+    from zcode_plugin.files import write_files
 
     for folder in {path.parent for path in pictures}:
         folder.mkdir(exist_ok=True)

@@ -6,10 +6,11 @@ import argparse
 from pathlib import Path
 
 from zcode_plugin.cli.console import count, format_table, quiet_libraries, step
-from zcode_plugin.cli.outputs import add_checkpoint_argument, check_file, check_outputs, write_texts
-from zcode_plugin.cli.stock import check_no_colon
+from zcode_plugin.cli.outputs import add_checkpoint_argument, check_file, check_outputs
 from zcode_plugin.errors import UserError
-from zcode_plugin.lists import comma_list
+from zcode_plugin.files import write_texts
+from zcode_plugin.flags import comma_list
+from zcode_plugin.stock.jobs import check_no_colon
 
 DESCRIPTION = """Run a checkpoint over a split of binarised data, with its references, and add up
 for each layer, objective, pair and expert: tokens sent to the expert (load), the sum of their
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Gather, write and print a summary."""
     from zcode_plugin.checkpoint import io
     from zcode_plugin.checkpoint.gather import gather_whole
-    from zcode_plugin.cli.evaluation.running import Selection, measure
+    from zcode_plugin.evaluation.running import Selection, measure
 
     if args.out.suffix != ".json":
         raise UserError(f"--out {args.out}: the name must end in .json")

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from zcode_plugin.cli.outputs import whole_file
-from zcode_plugin.cli.preparation.reading import decode_line
+from zcode_plugin.files import whole_file
+from zcode_plugin.preparation.reading import decode_line
 
 _CHUNK = 1 << 16
 _PROGRESS_SECONDS = 0.2

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from zcode_plugin.cli.console import count, format_table, step
 from zcode_plugin.cli.outputs import add_output_arguments, check_output
 from zcode_plugin.errors import UserError
+from zcode_plugin.flags import flag_of
 
 if TYPE_CHECKING:
     from zcode_plugin.checkpoint.upcycle import Dense
@@ -101,11 +102,9 @@ def run(args: argparse.Namespace) -> int:
 def _check_numbers(args: argparse.Namespace) -> None:
     if not (math.isfinite(args.noise) and args.noise >= 0):
         raise UserError(f"--noise {args.noise} must be a number of at least 0")
-    for flag in ("moe_freq", "encoder_moe_freq", "decoder_moe_freq"):
-        if (getattr(args, flag) or 0) < 0:
-            raise UserError(
-                f"--{flag.replace('_', '-')} {getattr(args, flag)} is too small: give at least 0"
-            )
+    for name in ("moe_freq", "encoder_moe_freq", "decoder_moe_freq"):
+        if (getattr(args, name) or 0) < 0:
+            raise UserError(f"{flag_of(name)} {getattr(args, name)} is too small: give at least 0")
 
 
 def _set_options(dense: Dense, args: argparse.Namespace) -> tuple[dict[str, int], list[str]]:
@@ -143,7 +142,7 @@ def _layout(options: Any, layers: dict[str, int]) -> dict[str, int]:
     Raises:
         UserError: a number that cannot be, under the name of this verb's own flag.
     """
-    from zcode_plugin.models.expert_layout import expert_layout
+    from zcode_plugin.models.layer_experts import layer_experts
     from zcode_plugin.models.moe_checks import check
     from zcode_plugin.models.moe_config import MoEConfig
 
@@ -155,7 +154,7 @@ def _layout(options: Any, layers: dict[str, int]) -> dict[str, int]:
             )
     moe = MoEConfig.from_namespace(options)
     try:
-        layout = expert_layout(moe, layers["encoder"], layers["decoder"])
+        layout = layer_experts(moe, layers["encoder"], layers["decoder"])
         check(moe, layout)
     except UserError as error:
         message = str(error).replace("--moe-expert-count", "--experts")

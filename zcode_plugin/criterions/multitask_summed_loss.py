@@ -3,7 +3,6 @@
 # No postponed annotations: fairseq builds its parser from the types of the fields.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -65,8 +64,8 @@ class MultitaskSummedLoss(FairseqCriterion):
 
     In the logs, in bits per target: `loss` (the weighted sum, without gate losses), `nll_loss` and
     `ppl` of the first objective, `OBJECTIVE_loss` and `OBJECTIVE_nll_loss` of each. In percent:
-    `mlm_accuracy` and `electra_accuracy`, hidden tokens that are told; in validation `mt_accuracy`
-    and `dae_accuracy`, targets that are told after the right ones before them. Of electra's
+    `mlm_accuracy` and `electra_accuracy`, hidden tokens that are predicted; in validation
+    `mt_accuracy` and `dae_accuracy`, targets that are predicted with teacher forcing. Of electra's
     discriminator: `electra_false_loss`, `electra_false_accuracy` and `electra_false_share`, the
     percentage of false tokens; always to say "true" is right in 100 minus that.
     In validation `OBJECTIVE_nll_loss_CORPUS` is that of each direction or language.
@@ -74,8 +73,8 @@ class MultitaskSummedLoss(FairseqCriterion):
     `OBJECTIVE_moe_gate_loss` and some more are those of its own passes.
 
     Attributes:
-        normalizers: factor of each objective's summed loss, see `zcode_plugin.parallel.objectives`;
-            the task sets it for each training batch.
+        normalizers: factor of each objective's summed loss, see `parallel.normalizers`; the task
+            sets it for each training batch.
         update: updates so far, where a weight changes; the task sets it, too. None in
             fairseq-validate, which takes the weights that training ends with.
     """
@@ -217,8 +216,8 @@ class MultitaskSummedLoss(FairseqCriterion):
 
 def _empty_log(
     objectives: tuple[Objective, ...],
-    device: torch.device | None = None,
-    further: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    device: torch.device | None,
+    further: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
     """Every key that any rank may log: ranks add up their logs key by key.
 

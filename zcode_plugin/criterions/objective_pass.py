@@ -50,7 +50,7 @@ def run_objective(
     padding: int,
     corpora: Sequence[str] = (),
 ) -> ObjectivePass:
-    """The pass of a batch; single tokens that are told are not smoothed.
+    """Run one objective's batch through the model; only mt and dae have label smoothing.
 
     Args:
         model: see `MultitaskSummedLoss.forward`.

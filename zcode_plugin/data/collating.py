@@ -17,7 +17,7 @@ class Collater:
     """Pads and stacks examples as fairseq's `LanguagePairDataset` does.
 
     A batch of `mlm` or `electra` has no decoder's input. `net_input.masked_tokens` is bool [B, S],
-    True where a token is to be told, and `target` holds those tokens alone, in that order;
+    True where a token is to be predicted, and `target` holds those tokens alone, in that order;
     `ntokens` is their number, `nplaces` that of all tokens.
 
     Attributes:

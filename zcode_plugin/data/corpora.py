@@ -154,7 +154,7 @@ class DenoisingCorpus:
 
 @dataclass
 class MaskedCorpus:
-    """Sentences of one language; the target is padding but where a token is to be told.
+    """Sentences of one language; the target is padding but where a token is to be predicted.
 
     Attributes:
         tokens: sentences with eos and without language token.

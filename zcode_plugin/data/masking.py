@@ -1,4 +1,4 @@
-"""Masking for masked language modelling: what the encoder must tell from the words around."""
+"""Masking for masked language modelling: what the encoder must predict from the words around."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Masking:
         mask: int,
         rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A copy with tokens hidden, and which ones are to be told; at least one of any.
+        """A copy with tokens hidden, and a mask of those to predict: at least one.
 
         Args:
             tokens: int64 [N], without end of sentence.

@@ -10,7 +10,7 @@ from zcode_plugin.errors import UserError
 
 # The fixed order in which every rank runs them: expert parallelism depends on it.
 KNOWN = ("mt", "dae", "mlm", "electra")
-# Those whose batches hide tokens that the encoder tells.
+# Those whose batches hide tokens that the encoder predicts.
 MASKED = ("mlm", "electra")
 
 

@@ -46,6 +46,15 @@ TINY: Mapping[str, Any] = MappingProxyType(
         "decoder_attention_heads": 4,
     }
 )
+# Transformer big of the same paper.
+BIG: Mapping[str, Any] = MappingProxyType(
+    {
+        "encoder_embed_dim": 1024,
+        "encoder_ffn_embed_dim": 4096,
+        "encoder_attention_heads": 16,
+        "decoder_attention_heads": 16,
+    }
+)
 # What stock's own `transformer` is without flags, where that differs from BASE: flags can switch
 # these on and not off, so that a stock model with experts needs a name from which to start.
 STOCK: Mapping[str, Any] = MappingProxyType(
@@ -58,12 +67,9 @@ STOCK: Mapping[str, Any] = MappingProxyType(
 # The paper's models of 10 and 5 billion parameters: a deep encoder and a shallow decoder.
 M3: Mapping[str, Any] = MappingProxyType(
     {
+        **BIG,
         "encoder_layers": 24,
         "decoder_layers": 12,
-        "encoder_embed_dim": 1024,
-        "encoder_ffn_embed_dim": 4096,
-        "encoder_attention_heads": 16,
-        "decoder_attention_heads": 16,
         "moe_expert_count": "64",
     }
 )
@@ -75,6 +81,8 @@ ARCHITECTURES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "moe_transformer_base": {},
         "moe_transformer_stock": STOCK,
         "moe_transformer_base_dense": DENSE,
+        "moe_transformer_big": BIG,
+        "moe_transformer_big_dense": {**BIG, **DENSE},
         "moe_transformer_tiny": TINY,
         "moe_transformer_tiny_dense": {**TINY, **DENSE},
         "zcode_m3_10b": M3,

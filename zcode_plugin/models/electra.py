@@ -14,7 +14,7 @@ from zcode_plugin.models.layers import LeanEncoderLayer
 
 
 class Generator(nn.Module):
-    """A narrow encoder on the embeddings of the full one; tells hidden tokens.
+    """A narrow encoder on the embeddings of the full one; predicts hidden tokens.
 
     It has as many layers as the encoder, without experts. Embeddings, those of positions too, are
     the encoder's.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.lists import comma_list
+from zcode_plugin.flags import comma_list
 
 
 def freeze(model: nn.Module, words: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from fairseq.models.roberta import RobertaLMHead
 from torch import nn
 
+from zcode_plugin.checkpoint.names import HEADS
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.electra import Electra
 
@@ -34,7 +35,7 @@ def build_heads(objectives: Iterable[str], encoder: Any, generator_size: float) 
 
     Args:
         objectives: names of those that are trained.
-        encoder: of the model; the head of `mlm` tells tokens by the same embeddings.
+        encoder: of the model; the head of `mlm` predicts tokens with the same embeddings.
         generator_size: of `electra`, see `Generator`.
 
     Raises:
@@ -56,10 +57,10 @@ def build_heads(objectives: Iterable[str], encoder: Any, generator_size: float) 
     return heads
 
 
-def fit_heads(state_dict: dict[str, Any], model: nn.Module, prefix: str = "heads.") -> None:
+def fit_heads(state_dict: dict[str, Any], model: nn.Module) -> None:
     """Drop heads of a checkpoint that this model has not; new ones keep their first values."""
-    own = {name: value for name, value in model.state_dict().items() if name.startswith(prefix)}
-    dropped = [name for name in state_dict if name.startswith(prefix) and name not in own]
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(HEADS)}
+    dropped = [name for name in state_dict if name.startswith(HEADS) and name not in own]
     for name in dropped:
         del state_dict[name]
     added = {name: value for name, value in own.items() if name not in state_dict}
@@ -68,5 +69,5 @@ def fit_heads(state_dict: dict[str, Any], model: nn.Module, prefix: str = "heads
         ("left out of the checkpoint, no objective needs it", dropped),
         ("not in the checkpoint, begins anew", added),
     ):
-        for head in sorted({name.removeprefix(prefix).partition(".")[0] for name in names}):
+        for head in sorted({name.removeprefix(HEADS).partition(".")[0] for name in names}):
             logger.info("the head of %s: %s", head, what)

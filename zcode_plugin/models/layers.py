@@ -80,7 +80,7 @@ class _ExpertFeedForward:
         if not is_recording() and not torch.is_grad_enabled():
             # Translation: in a step of one token statistics would take longer than experts.
             self._stats = x.new_empty(0)
-            return self.moe_layer.forward_alone(*inputs)
+            return self.moe_layer.forward_without_stats(*inputs)
         output, self._stats = self.moe_layer.forward_with_stats(*inputs)
         return output
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-import torch
-
 from zcode_plugin.checkpoint.config import FLOAT_BITS, asks_for_zero_sharding
-from zcode_plugin.errors import UserError, first_given
-from zcode_plugin.models.expert_layout import ExpertLayout
+from zcode_plugin.errors import UserError
+from zcode_plugin.flags import first_given, flag_of, is_given
+from zcode_plugin.models.layer_experts import LayerExperts
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.moe.quantised import LARGEST
 
@@ -18,7 +17,7 @@ _LEAST = {"moe_top_k": 1, "expert_parallel_size": 1}
 _BELOW_ONE = ("moe_jitter_eps", "moe_eom")
 
 
-def check(moe: MoEConfig, layout: ExpertLayout) -> None:
+def check(moe: MoEConfig, layout: LayerExperts) -> None:
     """Refuse what cannot work, naming the flag.
 
     Raises:
@@ -46,7 +45,7 @@ def check_precision(args: Namespace) -> None:
     Raises:
         UserError: one line with the flag and the remedy.
     """
-    if _given(args, "amp"):
+    if is_given(args, "amp"):
         raise UserError(
             "--amp cannot train experts, whose ranks would skip different updates: give --bf16 or "
             "--fp16"
@@ -71,7 +70,7 @@ def check_parallel(args: Namespace) -> None:
     if asks_for_zero_sharding(args):
         _check_zero_sharding(args)
     averaging = {
-        "--use-bmuf": _given(args, "use_bmuf"),
+        "--use-bmuf": is_given(args, "use_bmuf"),
         "--ddp-backend slowmo": getattr(args, "ddp_backend", None) == "slowmo",
     }
     if flag := first_given(averaging):
@@ -94,7 +93,7 @@ def check_task(args: Namespace, task: object) -> None:
     if getattr(task, "trains_experts", False):
         return
     sizes = {
-        _flag(name): getattr(args, name, None) or 1
+        flag_of(name): getattr(args, name, None) or 1
         for name in ("expert_parallel_size", "model_parallel_size")
     }
     if flag := first_given({f"{flag} {size}": size > 1 for flag, size in sizes.items()}):
@@ -126,7 +125,7 @@ def left_out(args: Namespace, task: object, moe: MoEConfig) -> str | None:
     return None
 
 
-def check_alone(args: Namespace) -> None:
+def check_zero_has_ranks(args: Namespace) -> None:
     """Refuse stock's options that cannot work in a training of one process.
 
     Raises:
@@ -142,8 +141,8 @@ def check_alone(args: Namespace) -> None:
 def _check_zero_sharding(args: Namespace) -> None:
     flags = {
         "--optimizer composite": getattr(args, "optimizer", None) == "composite",
-        "--fp16-adam-stats": getattr(args, "fp16_adam_stats", False),
-        "--use-bmuf": getattr(args, "use_bmuf", False),
+        "--fp16-adam-stats": is_given(args, "fp16_adam_stats"),
+        "--use-bmuf": is_given(args, "use_bmuf"),
     }
     if flag := first_given(flags):
         raise UserError(f"--zero-sharding {args.zero_sharding} and {flag}: drop one of them")
@@ -158,87 +157,11 @@ def check_zero_precision(args: Namespace) -> None:
     if not asks_for_zero_sharding(args):
         return
     apart = ("memory_efficient_fp16", "fp16_no_flatten_grads", "cpu")
-    if getattr(args, "fp16", False) and not any(getattr(args, name, False) for name in apart):
+    if is_given(args, "fp16") and not any(is_given(args, name) for name in apart):
         raise UserError(
             f"--zero-sharding {args.zero_sharding} needs the weights apart, which --fp16 makes one "
             "tensor: add --fp16-no-flatten-grads or --memory-efficient-fp16"
         )
-
-
-def check_fully_sharded(args: Namespace, moe: MoEConfig) -> None:
-    """Refuse what cannot work with `--ddp-backend fully_sharded`.
-
-    Args:
-        args: all options of the run.
-        moe: those of the model.
-
-    Raises:
-        UserError: one line with the flag and the remedy.
-    """
-    drops_gradients = (
-        _given(args, "cpu_offload")
-        and torch.cuda.is_available()
-        and not _given(args, "cpu")
-        and max(getattr(args, "update_freq", None) or [1]) > 1
-    )
-    refused = {
-        "--bf16 and --memory-efficient-bf16": (
-            _given(args, "bf16") or _given(args, "memory_efficient_bf16"),
-            "stock's trainer knows it in no half precision but fp16: give --fp16",
-        ),
-        "--memory-efficient-fp16": (
-            _given(args, "memory_efficient_fp16"),
-            "fairscale takes no weights in float32 then, which is what they are made in: give "
-            "--fp16 alone",
-        ),
-        "--not-fsdp-flatten-parameters": (
-            _given(args, "not_fsdp_flatten_parameters"),
-            "no state of the optimizer could be saved: leave it out",
-        ),
-        "--amp": (
-            _given(args, "amp"),
-            "ranks would find infinities in their own shards alone, and skip different updates: "
-            "give --fp16",
-        ),
-        "--heartbeat-timeout": (
-            getattr(args, "heartbeat_timeout", -1) > 0,
-            "its wrapper hides the shards: give --distributed-timeout instead",
-        ),
-        "--store-ema": (
-            _given(args, "store_ema"),
-            "a copy would need shards of its own: leave it out",
-        ),
-        "--eval-bleu": (
-            _given(args, "eval_bleu"),
-            "ranks translate in different numbers of steps, and each step needs the shards of all: "
-            "leave it out, and use zcode evaluate",
-        ),
-        "--check-replicas": (
-            _given(args, "check_replicas"),
-            "no rank holds what another one does: leave it out",
-        ),
-        "--freeze-except": (
-            moe.freeze_except is not None,
-            "a shard is trained as a whole or not at all: leave it out, or take another backend",
-        ),
-        "--fp16 and --moe-balance bias": (
-            _given(args, "fp16") and moe.balance == "bias",
-            "fairscale makes the bias half a precision too, which its steps are lost in: give "
-            "--moe-balance loss",
-        ),
-        "--cpu-offload and --update-freq": (
-            drops_gradients,
-            "on a GPU fairscale keeps the gradients of the last batch of an update alone: leave "
-            "one out",
-        ),
-    }
-    for flags, (is_given, reason) in refused.items():
-        if is_given:
-            raise UserError(f"{flags} cannot go with --ddp-backend fully_sharded: {reason}")
-
-
-def _given(args: Namespace, name: str) -> bool:
-    return bool(getattr(args, name, False))
 
 
 def _check_ranges(moe: MoEConfig) -> None:
@@ -246,10 +169,10 @@ def _check_ranges(moe: MoEConfig) -> None:
         value = getattr(moe, name)
         bound = _LEAST.get(name, 0)
         if isinstance(value, (int, float)) and value < bound:
-            raise UserError(f"{_flag(name)} {value} is too small: give at least {bound}")
+            raise UserError(f"{flag_of(name)} {value} is too small: give at least {bound}")
     for name in _BELOW_ONE:
         if getattr(moe, name) >= 1:
-            raise UserError(f"{_flag(name)} {getattr(moe, name)} must be less than 1")
+            raise UserError(f"{flag_of(name)} {getattr(moe, name)} must be less than 1")
     if moe.moe_gating_dropout > 1:
         raise UserError(f"--moe-gating-dropout {moe.moe_gating_dropout} must be at most 1")
 
@@ -295,7 +218,3 @@ def _check_fixed_gate(moe: MoEConfig) -> None:
             f"{flag} needs the scores of a learned gate, --moe-gate {moe.moe_gate} has none: "
             "drop one of them"
         )
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")

@@ -27,9 +27,9 @@ from zcode_plugin.checkpoint.config import asks_for_zero_sharding
 from zcode_plugin.checkpoint.slices import take_slices
 from zcode_plugin.checkpoint.vocabulary import move_rows
 from zcode_plugin.errors import exits_on_user_error
-from zcode_plugin.models.expert_layout import expert_layout
 from zcode_plugin.models.freezing import freeze
 from zcode_plugin.models.heads import GENERATOR_SIZE, add_head_arguments, build_heads, fit_heads
+from zcode_plugin.models.layer_experts import layer_experts
 from zcode_plugin.models.layers import LeanEncoderLayer, MoEDecoderLayer, MoEEncoderLayer
 from zcode_plugin.models.moe_checks import check, check_precision, check_task, left_out
 from zcode_plugin.models.moe_config import MoEConfig, add_moe_arguments
@@ -39,9 +39,10 @@ from zcode_plugin.moe.context import calling, hand_in_context
 from zcode_plugin.moe.tape import record_last_output, recording
 from zcode_plugin.parallel import fully_sharded
 from zcode_plugin.parallel.balancing import LoadBalancer, gates_of
-from zcode_plugin.parallel.gradients import prepare_model
+from zcode_plugin.parallel.gradients import hide_experts_from_ddp
 from zcode_plugin.parallel.tensor import TensorSlicing
 from zcode_plugin.parallel.topology import ExpertTopology
+from zcode_plugin.parallel.zero import shard_optimizer_by_experts
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class MoETransformerEncoder(TransformerEncoderBase):
         topology: ExpertTopology,
     ):
         self._moe, self._topology, self._built = moe, topology, 0
-        self._layout = expert_layout(moe, cfg.encoder.layers, cfg.decoder.layers)["encoder"]
+        self._layout = layer_experts(moe, cfg.encoder.layers, cfg.decoder.layers)["encoder"]
         super().__init__(cfg, dictionary, embed_tokens)
 
     def build_encoder_layer(self, cfg: TransformerConfig) -> nn.Module:
@@ -118,7 +119,7 @@ class MoETransformerDecoder(TransformerDecoderBase):
         topology: ExpertTopology,
     ):
         self._moe, self._topology, self._built = moe, topology, 0
-        self._layout = expert_layout(moe, cfg.encoder.layers, cfg.decoder.layers)["decoder"]
+        self._layout = layer_experts(moe, cfg.encoder.layers, cfg.decoder.layers)["decoder"]
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
 
     def build_decoder_layer(self, cfg: TransformerConfig, no_encoder_attn: bool = False) -> Any:
@@ -195,12 +196,12 @@ class MoETransformer(TransformerModel):
             UserError: a flag that is out of range or does not fit the world size.
         """
         moe = MoEConfig.from_namespace(args)
-        layout = expert_layout(moe, args.encoder_layers, args.decoder_layers)
+        layout = layer_experts(moe, args.encoder_layers, args.decoder_layers)
         check(moe, layout)
         if any(layout.values()):
             check_precision(args)
         slicing, topology = find_places(args, moe, layout)
-        fully_sharded.prepare(topology, slicing)
+        fully_sharded.use_sharded_model(topology, slicing)
         args = copy(args)
         # The trainer reads base_layers as "every rank has a file of its own" (see
         # architectures.py); the stock decoder would insert BASE layers.
@@ -221,11 +222,9 @@ class MoETransformer(TransformerModel):
         if moe.freeze_except is not None:
             freeze(model, moe.freeze_except)
         if topology.size > 1:
-            prepare_model(model)
+            hide_experts_from_ddp(model)
             if asks_for_zero_sharding(args):
-                from zcode_plugin.parallel.zero import arrange  # fairscale is needed for it alone
-
-                arrange(topology)
+                shard_optimizer_by_experts(topology)
         if moe.balance == "bias":
             model.balancer = LoadBalancer(gates_of(model), moe.moe_bias_update_rate)
         if any(layout.values()):
@@ -269,14 +268,14 @@ class MoETransformer(TransformerModel):
             if masked_tokens is None:
                 output, extra = super().forward(*args, **kwargs)
             else:
-                output, extra = self._tell(objective, masked_tokens, *args, **kwargs)
+                output, extra = self._predict_masked(objective, masked_tokens, *args, **kwargs)
         self._passes += self.training
         if self.training and self.balancer is not None:
             self.balancer.observe(tape)
         extra["moe_stats"] = tape
         return output, extra
 
-    def _tell(
+    def _predict_masked(
         self, objective: str, masked_tokens: Tensor, src_tokens: Tensor, src_lengths: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
         head = self.heads[objective]

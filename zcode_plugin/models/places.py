@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from argparse import Namespace
 
-from zcode_plugin.models.expert_layout import ExpertLayout
-from zcode_plugin.models.moe_checks import check_fully_sharded, check_parallel
+from zcode_plugin.models.fully_sharded_checks import check_fully_sharded
+from zcode_plugin.models.layer_experts import LayerExperts
+from zcode_plugin.models.moe_checks import check_parallel
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.sliced_checks import check_sliced
 from zcode_plugin.parallel import fully_sharded
@@ -14,7 +15,7 @@ from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 
 
 def find_places(
-    args: Namespace, moe: MoEConfig, layout: ExpertLayout
+    args: Namespace, moe: MoEConfig, layout: LayerExperts
 ) -> tuple[TensorSlicing, ExpertTopology]:
     """The place of this rank in tensor slicing and in expert parallelism.
 

@@ -12,7 +12,8 @@ from typing import Any
 from zcode_plugin.checkpoint import config, io
 from zcode_plugin.checkpoint.sets import first_file, start_name
 from zcode_plugin.errors import UserError
-from zcode_plugin.models.expert_layout import expert_layout
+from zcode_plugin.flags import flag_of
+from zcode_plugin.models.layer_experts import layer_experts
 from zcode_plugin.models.moe_config import MoEConfig
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Stored | None:
     taken = []
     for name, value in vars(stored.options).items():
         given = getattr(args, name, None)
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if value is None:
             continue
         if given is None:
@@ -96,7 +97,10 @@ def adopt_shape(args: Namespace, preset: Mapping[str, Any]) -> Stored | None:
 
 
 def _stored(args: Namespace) -> Stored | None:
-    """Of the file that the run starts from; None where the start of the run says what is wrong."""
+    """Options of the file that the run starts from; None where it is missing or cannot be read.
+
+    The start of the run then says what is wrong with it.
+    """
     resumed, pretrained = _resumed(args), getattr(args, "finetune_from_model", None)
     path = resumed or Path(pretrained or "")
     if not path.is_file():
@@ -145,7 +149,7 @@ def check_experts(args: Namespace, stored: Stored) -> None:
 
 def _experts(moe: MoEConfig, options: Namespace) -> str:
     """Layers from 1 on, with their experts."""
-    layout = expert_layout(moe, options.encoder_layers, options.decoder_layers)
+    layout = layer_experts(moe, options.encoder_layers, options.decoder_layers)
     layers = [
         f"{side} layer {index + 1} ({experts})"
         for side, places in layout.items()

@@ -6,7 +6,8 @@ from typing import Any
 
 from zcode_plugin.checkpoint.config import asks_for_zero_sharding
 from zcode_plugin.checkpoint.slices import check_divides
-from zcode_plugin.errors import UserError, first_given
+from zcode_plugin.errors import UserError
+from zcode_plugin.flags import first_given, is_given
 
 
 def check_sliced(args: Any) -> None:
@@ -22,14 +23,14 @@ def check_sliced(args: Any) -> None:
     check_divides(args, size)
     refused = {
         "--zero-sharding": asks_for_zero_sharding(args),
-        "--use-sharded-state": getattr(args, "use_sharded_state", False),
+        "--use-sharded-state": is_given(args, "use_sharded_state"),
         "--adaptive-softmax-cutoff": getattr(args, "adaptive_softmax_cutoff", None) is not None,
-        "--adaptive-input": getattr(args, "adaptive_input", False),
-        "--amp": getattr(args, "amp", False),
-        "--use-bmuf": getattr(args, "use_bmuf", False),
+        "--adaptive-input": is_given(args, "adaptive_input"),
+        "--amp": is_given(args, "amp"),
+        "--use-bmuf": is_given(args, "use_bmuf"),
         "--ddp-backend slowmo": getattr(args, "ddp_backend", None) == "slowmo",
         "--quant-noise-pq": getattr(args, "quant_noise_pq", 0) > 0,
-        "--scale-fc": getattr(args, "scale_fc", False),
+        "--scale-fc": is_given(args, "scale_fc"),
         "--encoder-xformers-att-config and --decoder-xformers-att-config": any(
             getattr(args, f"{side}_xformers_att_config", None) for side in ("encoder", "decoder")
         ),
@@ -47,7 +48,7 @@ def check_sliced(args: Any) -> None:
         )
 
 
-def check_one_process(args: Any) -> None:
+def check_slices_have_ranks(args: Any) -> None:
     """Refuse slices without ranks to hold them.
 
     Raises:

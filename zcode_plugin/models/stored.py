@@ -11,7 +11,8 @@ from typing import Any
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_NAME_REGISTRY
 from omegaconf import OmegaConf
 
-from zcode_plugin.errors import UserError, first_given
+from zcode_plugin.errors import UserError
+from zcode_plugin.flags import first_given
 from zcode_plugin.models.architectures import ARCHITECTURES
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.moe_transformer import MoETransformer

@@ -4,7 +4,10 @@ Nothing in this package imports fairseq.
 
 Shape suffixes, used throughout: T tokens of one call on one rank; E experts of the layer, over all
 ranks; K experts chosen per token; A assignments, that is (token, choice) pairs; M model dimension;
-F hidden dimension of an expert; L experts that live on this rank; P ranks of the expert group.
+F hidden dimension of an expert; L experts that live on this rank; P ranks of the expert group;
+R rows that experts of this rank get from all ranks; I and O inputs and outputs of a linear map;
+C places of an expert in fairscale's gates; S positions and B sentences of a batch. `load.py` counts
+by Q parts of a batch and N positions.
 """
 
 from zcode_plugin.moe.context import CallContext

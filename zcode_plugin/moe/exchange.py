@@ -74,7 +74,7 @@ def plan_exchange(kept_E: Tensor, kept: list[int], group: dist.ProcessGroup) -> 
     received_E = torch.empty_like(kept_E)
     dist.all_to_all_single(received_E, kept_E.contiguous(), group=group)
     received_PL = received_E.view(ranks, local)
-    received = received_PL.tolist()  # the other place where the host waits for the device
+    received = received_PL.tolist()  # the host waits for the device: here and in `route` alone
     return Exchange(
         sent=[sum(kept[start : start + local]) for start in range(0, len(kept), local)],
         received=[sum(row) for row in received],

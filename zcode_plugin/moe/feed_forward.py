@@ -36,34 +36,34 @@ class Between:
         cache by then, for half the memory.
         """
         activated = hidden.relu_() if self.activation is relu else self.activation(hidden)
-        kept_values = activated if self.activation is relu else hidden
+        saved = activated if self.activation is relu else hidden
         if self.dropout == 0:
-            return activated, kept_values, None
-        dropped, keep = torch.native_dropout(activated, self.dropout, train=True)
-        return dropped, kept_values, keep
+            return activated, saved, None
+        dropped, mask = torch.native_dropout(activated, self.dropout, train=True)
+        return dropped, saved, mask
 
     def backward(
-        self, kept_values: Tensor, keep: Tensor | None
+        self, saved: Tensor, mask: Tensor | None
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Input of fc2 once more; and the function from its gradient to that of fc1's output."""
         if self.activation is relu:
-            activated = kept_values
+            activated = saved
 
             def pull_back(grad: Tensor) -> Tensor:
                 return torch.ops.aten.threshold_backward(grad, activated, 0)
 
         else:
             with torch.enable_grad():
-                hidden = kept_values.detach().requires_grad_()
+                hidden = saved.detach().requires_grad_()
                 result = self.activation(hidden)
             activated = result.detach()
 
             def pull_back(grad: Tensor) -> Tensor:
                 return torch.autograd.grad(result, hidden, grad)[0]
 
-        if keep is None:
+        if mask is None:
             return activated, pull_back
-        scaled = keep.to(activated.dtype) / (1 - self.dropout)
+        scaled = mask.to(activated.dtype) / (1 - self.dropout)
         return activated * scaled, lambda grad: pull_back(grad * scaled)
 
 
@@ -87,7 +87,7 @@ class ExpertFeedForward(torch.autograd.Function):
         kept: list[int],
         between: Between,
         storages: tuple[GradientStorage, GradientStorage],
-        keeps: bool,
+        with_grad: bool,
     ) -> Tensor:
         """Apply the experts.
 
@@ -98,18 +98,18 @@ class ExpertFeedForward(torch.autograd.Function):
             kept: rows of each expert, L numbers that sum to A.
             between: what stands between fc1 and fc2.
             storages: where the gradients of the two weights are written.
-            keeps: whether gradients are on; in here they are always off.
+            with_grad: whether gradients are on; in here they are always off.
         """
         y_AM = x_AM.new_empty(x_AM.size(0), fc2_LMF.size(1))
         values: list[Tensor] = []
         masks: list[Tensor] = []
         for expert, rows in _ranges(kept):
             hidden = _linear(x_AM[rows], fc1_LFM, fc1_LF, expert)
-            hidden, kept_values, keep = between.forward(hidden)
+            hidden, saved, mask = between.forward(hidden)
             _linear(hidden, fc2_LMF, fc2_LM, expert, out=y_AM[rows])
-            if keeps and any(ctx.needs_input_grad):
-                values.append(kept_values)
-                masks.extend([] if keep is None else [keep])
+            if with_grad and any(ctx.needs_input_grad):
+                values.append(saved)
+                masks.extend([] if mask is None else [mask])
         ctx.save_for_backward(x_AM, fc1_LFM, fc2_LMF, *values, *masks)
         ctx.kept, ctx.between, ctx.storages = kept, between, storages
         ctx.has_bias = fc1_LF is not None, fc2_LM is not None
@@ -126,8 +126,8 @@ class ExpertFeedForward(torch.autograd.Function):
         grad_x = torch.empty_like(x_AM) if needs[0] else None
         grad_fc1 = _LinearGradient(fc1_LFM, needs[1], ctx.has_bias[0] and needs[2], ctx.storages[0])
         grad_fc2 = _LinearGradient(fc2_LMF, needs[3], ctx.has_bias[1] and needs[4], ctx.storages[1])
-        for (expert, rows), kept_values, keep in zip(_ranges(ctx.kept), values, masks, strict=True):
-            hidden, pull_back = ctx.between.backward(kept_values, keep)
+        for (expert, rows), saved, mask in zip(_ranges(ctx.kept), values, masks, strict=True):
+            hidden, pull_back = ctx.between.backward(saved, mask)
             grad_fc2.write(expert, grad_AM[rows], hidden)
             grad_hidden = pull_back(torch.mm(grad_AM[rows], fc2_LMF[expert]))
             grad_fc1.write(expert, grad_hidden, x_AM[rows])

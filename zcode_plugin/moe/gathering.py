@@ -1,7 +1,7 @@
-"""All experts on every rank for a while: what decodes step by step cannot wait for other ranks.
+"""Gathers all experts on every rank while validation decodes.
 
 Ranks translate different sentences, which take different numbers of steps, and every step of an
-expert-parallel layer needs all ranks.
+expert-parallel layer needs all ranks: step by step, no rank can wait for the others.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from zcode_plugin.moe.expert_stacks import ExpertStacks
 from zcode_plugin.moe.gate import Gate
 from zcode_plugin.moe.gate_output import GateOutput
 from zcode_plugin.moe.gating_dropout import GatingDropout, deal_out
-from zcode_plugin.moe.load import open_statistics
+from zcode_plugin.moe.load import current_statistics
 from zcode_plugin.moe.residual import ResidualExpert
-from zcode_plugin.moe.rows import combine, dispatch, places
+from zcode_plugin.moe.rows import combine, dispatch, row_of_choice
 from zcode_plugin.moe.slots import apply_slots
 from zcode_plugin.moe.stats import LayerStats
 
@@ -125,7 +125,7 @@ class MOELayer(FairscaleMOELayer):
         output, stats = self._route_and_apply(x, padding_mask, context)
         return output, stats().pack()
 
-    def forward_alone(
+    def forward_without_stats(
         self, x: Tensor, padding_mask: Tensor | None = None, context: CallContext | None = None
     ) -> Tensor:
         """The output of `forward_with_stats`; the statistics are not computed."""
@@ -150,14 +150,14 @@ class MOELayer(FairscaleMOELayer):
     ) -> tuple[Tensor, Callable[[], LayerStats]]:
         gated = cast(GateOutput, self.gate(x_TM, padding_T, context))
         routing = gated.routing
-        place_KT = places(routing, gated.expert_TK.size(1), x_TM.size(0))
-        x_AM = dispatch(x_TM, routing.token_A, place_KT)
+        row_KT = row_of_choice(routing, gated.expert_TK.size(1), x_TM.size(0))
+        x_AM = dispatch(x_TM, routing.token_A, row_KT)
         y_AM = self._apply_experts(x_AM, routing.kept_E, routing.kept)
-        statistics = open_statistics()
+        statistics = current_statistics()
         if statistics is not None:
             statistics.record(context, gated, padding_T, y_AM)
         weight_A = gated.weight_A.to(y_AM.dtype)
-        output_TM = combine(y_AM, weight_A, routing.token_A, place_KT)
+        output_TM = combine(y_AM, weight_A, routing.token_A, row_KT)
         return output_TM, lambda: gated.stats
 
     def _ignores_gate(self, context: CallContext | None) -> bool:

@@ -46,10 +46,10 @@ class Load:
         kept_E: int64 [E], those that found a place.
         weight_E: float64 [E], sum of their combine weights.
         norm_E: float64 [E], sum of their combine weight x the L2 norm of the expert's output.
-        asked_B, dropped_B: int64 [B], assignments asked for and dropped, by the place of the token
-            in its batch: bucket b holds the b-th of B equal parts.
-        asked_P, dropped_P: int64 [P], the same by the token's position in its sentence, padding
-            not counted: bucket p begins at `POSITION_STARTS[p]`. Zeros where a batch's sentences
+        asked_Q, dropped_Q: int64 [Q], assignments asked for and dropped, by the place of the token
+            in its batch: bucket q holds the q-th of Q equal parts.
+        asked_N, dropped_N: int64 [N], the same by the token's position in its sentence, padding
+            not counted: bucket n begins at `POSITION_STARTS[n]`. Zeros where a batch's sentences
             are not known.
         tokens: tokens routed.
         entropy: sum over tokens of the entropy of the gate's distribution, in nats.
@@ -57,10 +57,10 @@ class Load:
 
     asked_E: Tensor
     kept_E: Tensor
-    asked_B: Tensor
-    dropped_B: Tensor
-    asked_P: Tensor
-    dropped_P: Tensor
+    asked_Q: Tensor
+    dropped_Q: Tensor
+    asked_N: Tensor
+    dropped_N: Tensor
     weight_E: Tensor
     norm_E: Tensor
     tokens: int = 0
@@ -72,16 +72,20 @@ class Load:
             setattr(self, item.name, getattr(self, item.name) + getattr(other, item.name))
 
     def row(self, key: Key) -> dict[str, Any]:
-        """Plain numbers, ready for a table or JSON; shares lie between 0 and 1."""
+        """Plain numbers, ready for a table or JSON.
+
+        `dropped_by_position` are shares, between 0 and 1, of the assignments of each part of the
+        batch; `asked_by_sentence_position` and `dropped_by_sentence_position` are counts.
+        """
         asked = int(self.asked_E.sum())
         return {
             **key._asdict(),
             "tokens": self.tokens,
             "assignments": asked,
             "dropped": asked - int(self.kept_E.sum()),
-            "dropped_by_position": (self.dropped_B / self.asked_B.clamp(min=1)).tolist(),
-            "asked_by_sentence_position": self.asked_P.tolist(),
-            "dropped_by_sentence_position": self.dropped_P.tolist(),
+            "dropped_by_position": (self.dropped_Q / self.asked_Q.clamp(min=1)).tolist(),
+            "asked_by_sentence_position": self.asked_N.tolist(),
+            "dropped_by_sentence_position": self.dropped_N.tolist(),
             "load": self.asked_E.tolist(),
             "kept": self.kept_E.tolist(),
             "weight": self.weight_E.tolist(),
@@ -97,7 +101,7 @@ class LoadStatistics:
     """Counts of all calls since `load_statistics` opened.
 
     Attributes:
-        buckets: B, parts of a batch whose drops are counted apart.
+        buckets: Q, parts of a batch whose drops are counted apart.
         loads: sums by key.
     """
 
@@ -201,10 +205,10 @@ class _Call:
         return Load(
             asked_E=count(expert_A, mine_A, self.num_experts),
             kept_E=count(expert_A, mine_A & kept_A, self.num_experts),
-            asked_B=count(bucket_A, mine_A, self.buckets),
-            dropped_B=count(bucket_A, mine_A & ~kept_A, self.buckets),
-            asked_P=count(position_A, placed_A, len(POSITION_STARTS)),
-            dropped_P=count(position_A, placed_A & ~kept_A, len(POSITION_STARTS)),
+            asked_Q=count(bucket_A, mine_A, self.buckets),
+            dropped_Q=count(bucket_A, mine_A & ~kept_A, self.buckets),
+            asked_N=count(position_A, placed_A, len(POSITION_STARTS)),
+            dropped_N=count(position_A, placed_A & ~kept_A, len(POSITION_STARTS)),
             weight_E=total(self.weight_A),
             norm_E=total(self.norm_A),
             tokens=int(mine_T.sum()),
@@ -244,7 +248,7 @@ _open: ContextVar[LoadStatistics | None] = ContextVar("load_statistics", default
 _label: ContextVar[tuple[str, str | Sequence[str]]] = ContextVar("label", default=("", ""))
 
 
-def open_statistics() -> LoadStatistics | None:
+def current_statistics() -> LoadStatistics | None:
     """Where a layer must record its calls, or None."""
     return _open.get()
 

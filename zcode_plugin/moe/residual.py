@@ -20,7 +20,8 @@ class ResidualExpert(nn.Module):
         dropout: probability after the activation.
 
     Attributes:
-        draws: context of dropout, given whether there is any; None unless fc1 and fc2 are sliced.
+        draws: makes the context in which dropout draws, given whether it is active: each tensor
+            rank then draws a mask of its own. None unless fc1 and fc2 are sliced.
     """
 
     draws: Callable[[bool], AbstractContextManager[None]] | None = None

@@ -99,7 +99,7 @@ def route(
     demand_E = demand_E.scatter_add_(0, expert_A, torch.ones_like(expert_A))[:num_experts]
     drops = not isinstance(capacity, int) or capacity < num_tokens
     kept_E = demand_E.clamp(max=capacity) if drops else demand_E
-    kept = kept_E.tolist()  # the one place where the host waits for the device
+    kept = kept_E.tolist()  # the host waits for the device: here and in `plan_exchange` alone
     total = sum(kept)
     slot_A = _within_capacity(slot_A, demand_E, kept_E, total) if drops else slot_A[:total]
     token_A = slot_A if k == 1 else slot_A % max(num_tokens, 1)

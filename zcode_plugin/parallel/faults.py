@@ -19,7 +19,7 @@ from types import TracebackType
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
-from zcode_plugin.errors import UserError, tell
+from zcode_plugin.errors import UserError, print_error
 
 # Within this time ranks that lost a connection wait for word of the others, in seconds.
 ROLL_CALL = 5.0
@@ -69,7 +69,7 @@ def report_failures() -> None:
 def _report(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     sys.__excepthook__(kind, error, trace)
     if dist.is_initialized():
-        tell(verdict(error))
+        print_error(verdict(error))
 
 
 @contextmanager

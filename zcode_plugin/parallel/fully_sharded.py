@@ -26,8 +26,12 @@ from torch import Tensor, nn
 
 from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.parallel.faults import set_timeout
-from zcode_plugin.parallel.gradients import optimizer_parameters, refuse_unless_finite
-from zcode_plugin.parallel.shards import gather_state, shard_state
+from zcode_plugin.parallel.fully_sharded_state import gather_state, shard_state
+from zcode_plugin.parallel.gradients import (
+    ends_at_overflow,
+    optimizer_parameters,
+    refuse_unless_finite,
+)
 from zcode_plugin.parallel.tensor import (
     TensorSlicing,
     average_replicated,
@@ -68,9 +72,9 @@ class ShardedModel(FullyShardedDataParallel):
     def state_dict(
         self, destination: Any = None, prefix: str = "", keep_vars: bool = False
     ) -> dict[str, Any]:
-        """Stock's; and where every rank saves, what the first one gets on every rank.
+        """The weights on every rank that saves; stock gives them to the first alone.
 
-        So while weights are gathered anyway, for `upgrade_state_dict`.
+        And on all ranks while weights are gathered anyway, for `upgrade_state_dict`.
         """
         options = {"destination": destination, "prefix": prefix, "keep_vars": keep_vars}
         is_gathered = self.training_state == TrainingState.SUMMON_FULL_PARAMS
@@ -81,7 +85,7 @@ class ShardedModel(FullyShardedDataParallel):
     def load_state_dict(
         self, state_dict: dict[str, Any], strict: bool = True, model_cfg: Any = None
     ) -> Any:
-        """Stock's; and weights of another vocabulary or other heads are made to fit, as without.
+        """As stock's; weights of another vocabulary or other heads are made to fit first.
 
         Where every rank has read a file, it loads that; stock would give all of them the first
         one's.
@@ -164,7 +168,7 @@ def is_wanted() -> bool:
     return bool(ConfigAutoWrap.in_autowrap_context)
 
 
-def prepare(topology: ExpertTopology, slicing: TensorSlicing) -> None:
+def use_sharded_model(topology: ExpertTopology, slicing: TensorSlicing) -> None:
     """Have stock's train wrap the model that is being built in `ShardedModel`.
 
     Every rank must call it. Does nothing without `--ddp-backend fully_sharded`.
@@ -215,8 +219,8 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, ShardedModel)
 
 
-def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing) -> None:
-    """What `gradients.attach` does, for parameters in shards; for one instance, and only once.
+def patch_optimizer(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing) -> None:
+    """What `gradients.patch_optimizer` does, for parameters in shards.
 
     The gradient of a shard is a mean over the ranks of its group already.
     """
@@ -242,7 +246,7 @@ def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing) -> 
             return _norm_over_ranks(parameters, slicing).to(own_norm.device)
 
         norm = stock_clip(max_norm, aggregate_norm_fn=over_ranks)
-        if getattr(optimizer, "scaler", None) is None:  # a loss scaler skips such an update
+        if ends_at_overflow(optimizer):
             refuse_unless_finite(norm, parameters)
         return norm
 

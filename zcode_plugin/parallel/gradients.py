@@ -33,7 +33,7 @@ def expert_parameters(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
     return [parameter for parameter in parameters if hasattr(parameter, "expert")]
 
 
-def prepare_model(model: nn.Module) -> None:
+def hide_experts_from_ddp(model: nn.Module) -> None:
     """Make data parallel wrappers leave experts alone."""
     # torch's DistributedDataParallel looks here for what it must not broadcast and reduce.
     model._ddp_params_and_buffers_to_ignore = [  # type: ignore[assignment]
@@ -41,7 +41,9 @@ def prepare_model(model: nn.Module) -> None:
     ]
 
 
-def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WHOLE) -> None:
+def patch_optimizer(
+    optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WHOLE
+) -> None:
     """Make a fairseq optimizer treat experts and slices rightly; for one instance, and only once.
 
     Its `all_reduce_grads`, which the trainer calls once per update after the last micro-batch,
@@ -75,13 +77,18 @@ def attach(optimizer: Any, topology: ExpertTopology, slicing: TensorSlicing = WH
             return add_expert_norm(dense_norm, optimizer_parameters(optimizer), topology)
 
         norm = stock_clip(max_norm, aggregate_norm_fn=with_experts)
-        if getattr(optimizer, "scaler", None) is None:  # a loss scaler skips such an update
+        if ends_at_overflow(optimizer):
             refuse_unless_finite(norm, optimizer_parameters(optimizer))
         return norm
 
     optimizer.all_reduce_grads = all_reduce_grads
     optimizer.clip_grad_norm = clip_grad_norm
     optimizer.expert_topology = topology
+
+
+def ends_at_overflow(optimizer: Any) -> bool:
+    """Whether an infinite gradient ends the run: a loss scaler skips such an update."""
+    return getattr(optimizer, "scaler", None) is None
 
 
 def end_when_spoilt(optimizer: Any) -> None:
@@ -97,8 +104,7 @@ def end_when_spoilt(optimizer: Any) -> None:
     @exits_on_user_error
     def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
         norm: Tensor = stock_clip(max_norm, aggregate_norm_fn)
-        # A loss scaler skips such an update.
-        if getattr(optimizer, "scaler", None) is None and not torch.isfinite(norm):
+        if ends_at_overflow(optimizer) and not torch.isfinite(norm):
             raise UserError("gradients are infinite or NaN: lower --lr, or give --clip-norm 1")
         return norm
 
@@ -107,7 +113,7 @@ def end_when_spoilt(optimizer: Any) -> None:
 
 
 def clip_experts_alone(optimizer: Any) -> None:
-    """Make a fairseq optimizer of nothing but experts clip them; for one instance, and only once.
+    """Make a fairseq optimizer of nothing but experts clip them; `patch_optimizer` does so, once.
 
     Where no gradient is of a shared parameter, as with `--freeze-except experts`, stock takes the
     norm for 0 and asks no hook: nothing is clipped, and no overflow is seen.
@@ -238,4 +244,4 @@ def refuse_unless_finite(norm: Tensor, parameters: Iterable[nn.Parameter]) -> No
     dist.all_gather(spoilt_W, spoilt)
     ranks = [str(rank) for rank, flag in enumerate(spoilt_W) if flag]
     where = f"experts of rank {', '.join(ranks)}" if ranks else "shared parameters"
-    raise RankError(f"gradients of {where} are infinite or NaN: lower --lr or --clip-norm")
+    raise RankError(f"gradients of {where} are infinite or NaN: lower --lr, or give --clip-norm 1")

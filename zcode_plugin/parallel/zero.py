@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.parallel.sharding import OWNED, owners
 from zcode_plugin.parallel.topology import ExpertTopology
+from zcode_plugin.parallel.zero_owners import OWNED, owners
 
 _SUPPORTS = ("memory_efficient_fp16", "step_with_scale", "groups", "flat_params")
 
 
-def arrange(topology: ExpertTopology) -> None:
+def shard_optimizer_by_experts(topology: ExpertTopology) -> None:
     """Make the trainer shard the optimizer's state rightly, in a run whose ranks differ in experts.
 
     The one patch of fairseq in this package, of the name that its trainer calls for

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from zcode_plugin.checkpoint.slices import check_divides
 from zcode_plugin.errors import UserError
-from zcode_plugin.models.moe_checks import check_alone, check_fully_sharded
+from zcode_plugin.models.fully_sharded_checks import check_fully_sharded
+from zcode_plugin.models.moe_checks import check_zero_has_ranks
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.sliced_checks import check_sliced
 from zcode_plugin.planning.forms import Form
@@ -66,7 +67,7 @@ def refusal(form: Form, precision: str, options: argparse.Namespace) -> str | No
         if form.tensor > 1:
             check_sliced(run)
         if form.world == 1:
-            check_alone(run)
+            check_zero_has_ranks(run)
     except UserError as error:
         return str(error)
     return None

@@ -199,7 +199,7 @@ def _limits(contents: Any, run: Run) -> str:
 
 def _use(contents: Any, state: Any, checkpoint: Path) -> str:
     from zcode_plugin.checkpoint import config
-    from zcode_plugin.cli.evaluation.generation import task_arguments
+    from zcode_plugin.evaluation.generation import task_arguments
 
     if not contents.pairs:
         return ""

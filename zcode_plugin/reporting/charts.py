@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
-from zcode_plugin.cli.evaluation.scores import GROUPS
 from zcode_plugin.data.pairs import Pair
+from zcode_plugin.evaluation.scores import GROUPS
 from zcode_plugin.moe.load import POSITION_STARTS
 from zcode_plugin.reporting.logs import EPOCH, TRAIN, Curve, TrainingLog
 from zcode_plugin.reporting.plots import Chart, Series, finite_range

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from zcode_plugin.checkpoint.statistics import LayerLoad
-from zcode_plugin.cli.evaluation.scores import METRICS, by_group, in_order, shown, signature_lines
 from zcode_plugin.data.pairs import Pair
+from zcode_plugin.evaluation.scores import METRICS, by_group, in_order, shown, signature_lines
 from zcode_plugin.reporting.charts import OBJECTIVES, typical
 from zcode_plugin.reporting.logs import TrainingLog
 from zcode_plugin.reporting.runs import Evaluation, Run

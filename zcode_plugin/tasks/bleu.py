@@ -20,7 +20,7 @@ from sacrebleu.metrics.bleu import BLEU, MAX_NGRAM_ORDER, BLEUScore
 from torch import Tensor
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.lists import comma_list
+from zcode_plugin.flags import comma_list
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from zcode_plugin.data.noise import Noise
 from zcode_plugin.data.sampling import Temperature
 from zcode_plugin.data.schedules import Schedule, parse_schedule
 from zcode_plugin.errors import UserError
-from zcode_plugin.lists import comma_list
+from zcode_plugin.flags import comma_list
 from zcode_plugin.tasks.bleu import EvalBleuConfig
 
 _Langtok = ChoiceEnum(["src", "tgt"])
@@ -41,7 +41,7 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         metadata={
             "help": 'objectives and their weights, such as "mt:1,dae:0.5", or a weight that '
             'changes linearly between updates, "dae:0@0,1@4000": mt translates, dae restores '
-            "noised monolingual text, mlm tells masked words of it, electra finds words that a "
+            "noised monolingual text, mlm predicts masked words of it, electra finds words that a "
             "small generator replaced; the loss is the weighted sum of their means"
         },
     )
@@ -158,11 +158,12 @@ class MultitaskMultilingualConfig(EvalBleuConfig):
         },
     )
     mlm_mask: float = field(
-        default=0.15, metadata={"help": "mlm, electra: probability that a word is to be told"}
+        default=0.15,
+        metadata={"help": "mlm, electra: probability that a word is chosen for prediction"},
     )
     mlm_random: float = field(
         default=0.1,
-        metadata={"help": "mlm: share of the tokens to be told that a random one stands in for"},
+        metadata={"help": "mlm: share of the chosen tokens that a random one replaces"},
     )
     mlm_keep: float = field(
         default=0.1,
@@ -276,6 +277,6 @@ def noise_strength(cfg: MultitaskMultilingualConfig) -> Schedule | None:
 
 
 def masking(cfg: MultitaskMultilingualConfig, objective: str) -> Masking:
-    """The masking of mlm or electra; electra masks all tokens that are to be told."""
+    """The masking of mlm or electra; electra masks all tokens that it chooses."""
     rates = (cfg.mlm_random, cfg.mlm_keep) if objective == "mlm" else (0.0, 0.0)
     return Masking(cfg.mlm_mask, *rates, whole_words=not cfg.mlm_single_tokens)

@@ -27,7 +27,7 @@ from zcode_plugin.data.pairs import Pair, monolingual_languages, monolingual_pre
 from zcode_plugin.data.schedules import Schedule
 from zcode_plugin.data.symbols import MASK, language_token, objective_token
 from zcode_plugin.errors import UserError
-from zcode_plugin.lists import comma_list
+from zcode_plugin.flags import comma_list
 from zcode_plugin.tasks.config import (
     MultitaskMultilingualConfig,
     masking,

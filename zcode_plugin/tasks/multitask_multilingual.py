@@ -20,7 +20,7 @@ from zcode_plugin.data.objectives import KNOWN, parse_objectives, parse_token_bu
 from zcode_plugin.data.pairs import Pair, all_pairs, pair_prefix
 from zcode_plugin.data.symbols import language_token, objective_token
 from zcode_plugin.errors import UserError, exits_on_user_error
-from zcode_plugin.lists import comma_list
+from zcode_plugin.flags import comma_list
 from zcode_plugin.open_files import allow_open_files
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import (

@@ -9,12 +9,14 @@ from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
-from zcode_plugin.models.moe_checks import check_alone, check_zero_precision
-from zcode_plugin.models.sliced_checks import check_one_process
+from zcode_plugin.flags import first_given, flag_of, is_given
+from zcode_plugin.models.moe_checks import check_zero_has_ranks, check_zero_precision
+from zcode_plugin.models.sliced_checks import check_slices_have_ranks
 from zcode_plugin.moe import MOELayer
-from zcode_plugin.parallel.objectives import DDP, check_backend
 from zcode_plugin.parallel.topology import check_sizes, world_size
 
+# torch's DistributedDataParallel, stock's default.
+DDP = ("pytorch_ddp", "c10d")
 # Options of stock that joint batches of several objectives know nothing of, and what to do instead.
 _REMEDIES = {
     "sentence_avg": "losses are means over targets: leave it out",
@@ -45,7 +47,7 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
         value = getattr(options, name, None)
         if value:
             given = "" if value is True else f" {_shown(value)}"
-            raise UserError(f"--{name.replace('_', '-')}{given}: {remedy}")
+            raise UserError(f"{flag_of(name)}{given}: {remedy}")
     bits = getattr(options, "moe_expert_bits", FLOAT_BITS)
     if bits != FLOAT_BITS:
         raise UserError(
@@ -53,11 +55,11 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
             f"smaller afterwards with zcode quantise --bits {bits}"
         )
     if world_size() == 1:
-        check_one_process(options)
+        check_slices_have_ranks(options)
         check_sizes(getattr(options, "expert_parallel_size", 1), 1, _counts(options))
-        check_alone(options)
+        check_zero_has_ranks(options)
     check_zero_precision(options)
-    check_backend(options, objectives)
+    _check_backend(options, objectives)
 
 
 def check_model(options: Any, model: Any, objectives: Sequence[str]) -> None:
@@ -104,6 +106,55 @@ def check_model(options: Any, model: Any, objectives: Sequence[str]) -> None:
         raise UserError(
             f"--ddp-backend {options.ddp_backend} needs parameters that all ranks share, and "
             "experts alone are trained: give --ddp-backend legacy_ddp"
+        )
+
+
+def _check_backend(options: Any, objectives: Sequence[str]) -> None:
+    """Refuse torch's DDP where passes of an update use different parts of the model.
+
+    DDP takes the parameters that the last pass does not use for done, and fails when the gradients
+    of an earlier pass reach them. Activations that are computed anew in each pass make it take a
+    parameter for done once a pass.
+
+    Args:
+        options: of the run.
+        objectives: names.
+
+    Raises:
+        UserError: naming the backend that works.
+    """
+    backend = getattr(options, "ddp_backend", None)
+    if world_size() == 1 or backend not in DDP:
+        return
+    apart = [name for name in objectives if name in MASKED]
+    instead = "give --ddp-backend legacy_ddp"
+    finds = is_given(options, "find_unused_parameters")
+    if getattr(options, "moe_gating_dropout", 0) and (len(objectives) > 1 or not finds):
+        only = len(objectives) == 1
+        raise UserError(
+            f"--ddp-backend {backend} cannot train with --moe-gating-dropout, which leaves gates "
+            f"unused in some passes: {instead}"
+            + (", or add --find-unused-parameters" if only else "")
+        )
+    if apart and len(objectives) > 1:
+        other = next(name for name in objectives if name != apart[0])
+        raise UserError(
+            f"--ddp-backend {backend} cannot train {apart[0]}, which has no decoder, beside "
+            f"{other}: {instead}"
+        )
+    if apart and not finds:
+        raise UserError(
+            f"--ddp-backend {backend} cannot train {apart[0]} alone, which leaves the decoder "
+            f"unused: {instead}, or add --find-unused-parameters"
+        )
+    anew = {
+        "--checkpoint-activations": is_given(options, "checkpoint_activations"),
+        "--offload-activations": is_given(options, "offload_activations"),
+    }
+    if len(objectives) > 1 and (flag := first_given(anew)):
+        raise UserError(
+            f"--ddp-backend {backend} cannot train {len(objectives)} objectives with {flag}: "
+            f"{instead}"
         )
 
 

@@ -36,10 +36,10 @@ from zcode_plugin.parallel.faults import (
     report_failures,
     set_timeout,
 )
-from zcode_plugin.parallel.gradients import attach
-from zcode_plugin.parallel.objectives import normalizers, target_counts
+from zcode_plugin.parallel.fully_sharded_state import parameter_names
+from zcode_plugin.parallel.gradients import patch_optimizer
+from zcode_plugin.parallel.normalizers import normalizers, target_counts
 from zcode_plugin.parallel.replicas import check_replicas
-from zcode_plugin.parallel.shards import parameter_names
 from zcode_plugin.parallel.tensor import WHOLE, TensorSlicing, tensor_slicing
 from zcode_plugin.parallel.topology import ExpertTopology, collective_device
 from zcode_plugin.tasks.bleu import BleuEvaluation
@@ -185,10 +185,10 @@ class TrainingTask(FairseqTask):
         self._gathered = None  # the weights are about to change
         topology, slicing = _topology(model), _slicing(model)
         if fully_sharded.is_sharded(model):
-            fully_sharded.attach(optimizer, topology, slicing)
+            fully_sharded.patch_optimizer(optimizer, topology, slicing)
             self.trained_parameters = parameter_names(model)
         else:
-            attach(optimizer, topology, slicing)
+            patch_optimizer(optimizer, topology, slicing)
         ignore_grad = ignore_grad or not any(target_counts(sample).values())
         balancer = getattr(model, "balancer", None)
         if balancer is not None:

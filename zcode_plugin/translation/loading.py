@@ -17,9 +17,8 @@ import zcode_plugin
 from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.folders import SENTENCEPIECE
 from zcode_plugin.checkpoint.tokenisation import Vocabulary, find_sentencepiece, find_vocabulary
-from zcode_plugin.cli.console import suggestion
 from zcode_plugin.data.symbols import SPACE
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, suggestion
 
 OWN_TASK = "multitask_multilingual"
 STOCK_TASK = "translation"

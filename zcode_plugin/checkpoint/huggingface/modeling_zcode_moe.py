@@ -506,7 +506,7 @@ class ZcodeMoeForConditionalGeneration(PreTrainedModel, GenerationMixin):
             decoder_attention_mask: [B, past + T], 0 at padding.
             encoder_outputs: of an earlier call.
             past_key_values, cache: one cache, under the old name or the new.
-            labels: int64 [B, T], -100 or padding where nothing is to be told.
+            labels: int64 [B, T], -100 or padding where nothing is to be predicted.
             use_cache: whether to return a cache; by default not in training nor with labels.
 
         Returns:

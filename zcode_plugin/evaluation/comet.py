@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from zcode_plugin.cli.evaluation.generation import Translations
 from zcode_plugin.errors import UserError
+from zcode_plugin.evaluation.generation import Translations
 
 BATCH = 16
 

@@ -1,6 +1,6 @@
 """Runs stock fairseq commands, many of one kind, several at a time.
 
-Importing fairseq takes seconds, so `stock_worker.py` imports the command once and forks a process
+Importing fairseq takes seconds, so `worker.py` imports the command once and forks a process
 for each job, which then runs the command's own entry point. What a job sees and writes is what the
 console script would see and write.
 """
@@ -21,7 +21,7 @@ from types import TracebackType
 
 from zcode_plugin.errors import UserError
 
-WORKER = Path(__file__).with_name("stock_worker.py")
+WORKER = Path(__file__).with_name("worker.py")
 
 
 def check_no_colon(path: Path) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from zcode_plugin.cli.preparation.reading import CleanText
-from zcode_plugin.cli.stock import StockCommand, StockJob
 from zcode_plugin.errors import UserError
+from zcode_plugin.preparation.reading import CleanText
+from zcode_plugin.stock.jobs import StockCommand, StockJob
 
 # Such as: [de] /tmp/train.en-de.de: 2500 sents, 61234 tokens, 0.0% replaced (by <unk>)
 _REPORT = re.compile(

@@ -1,4 +1,4 @@
-"""The optimizer's state of flat, sharded parameters, and as it is of the parameters themselves.
+"""Converts the optimizer's state between FSDP's flat shards and the model's own parameters.
 
 Where parameters are sharded the optimizer has one for each FSDP wrapper. In a checkpoint it has
 those of the model, in the model's order, so that a run may go on with or without shards.

@@ -11,9 +11,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.cli.preparation.reading import CleanText
 from zcode_plugin.data.symbols import MASK, SPECIAL, language_token
 from zcode_plugin.errors import UserError
+from zcode_plugin.preparation.reading import CleanText
 
 MODEL_NAME = "sentencepiece.model"
 VOCABULARY_NAME = "sentencepiece.vocab"

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.cli.console import count, step
-from zcode_plugin.cli.preparation import subwords
-from zcode_plugin.cli.preparation.binarise import SideStatistics, binarise
-from zcode_plugin.cli.preparation.inventory import SPLITS, Inventory, Selection
-from zcode_plugin.cli.preparation.reading import (
+from zcode_plugin.errors import UserError
+from zcode_plugin.preparation import subwords
+from zcode_plugin.preparation.binarise import SideStatistics, binarise
+from zcode_plugin.preparation.inventory import SPLITS, Inventory, Selection
+from zcode_plugin.preparation.reading import (
     CleanText,
     clean_monolingual,
     clean_parallel,
     clean_tsv,
 )
-from zcode_plugin.cli.stock import StockCommand
-from zcode_plugin.errors import UserError
+from zcode_plugin.stock.jobs import StockCommand
 
 
 @dataclass(frozen=True)

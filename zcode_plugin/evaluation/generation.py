@@ -12,6 +12,7 @@ from zcode_plugin.checkpoint import config
 from zcode_plugin.data.pairs import Pair, stored_directions
 from zcode_plugin.data.symbols import SPACE, language_token, objective_token
 from zcode_plugin.errors import UserError
+from zcode_plugin.flags import flag_of
 
 # Options of the task with which the model was trained that it must be translated with, too.
 _LANGUAGE_OPTIONS = ("lang_pairs", "langs", "lang_dict", "encoder_langtok", "decoder_langtok")
@@ -62,23 +63,21 @@ def choose_directions(text: str | None, data: Path, subset: str) -> list[Pair]:
     return [by_name[name] for name in dict.fromkeys(text.split(","))]
 
 
-def trained_directions(
-    directions: list[Pair], task: Any, langs: Sequence[str] | None = None
-) -> list[Pair]:
+def trained_directions(directions: list[Pair], task: Any, langs: Sequence[str] = ()) -> list[Pair]:
     """Those of the data that a checkpoint knows: stock's task `translation` has but one.
 
     Args:
         directions: of the data.
         task: the checkpoint's `cfg.task`.
-        langs: its languages; None where it does not say.
+        langs: its languages; none where it does not say.
 
     Raises:
         UserError: there are none.
     """
     if config.task_name(task) != "translation":
-        known = [one for one in directions if langs is None or {one.src, one.tgt} <= {*langs}]
+        known = [one for one in directions if not langs or {one.src, one.tgt} <= {*langs}]
         if not known:
-            named = ",".join(langs or ())
+            named = ",".join(langs)
             raise UserError(f"there is no data of the checkpoint's languages, {named}")
         return known
     only = Pair(*(str(config.get(task, f"{side}_lang")) for side in ("source", "target")))
@@ -110,9 +109,9 @@ def task_arguments(task: Any) -> list[str]:
         if isinstance(value, (list, tuple)):
             value = ",".join(value)
         if value is True:
-            arguments.append(f"--{option.replace('_', '-')}")
+            arguments.append(flag_of(option))
         elif value not in (None, False, ""):
-            arguments += [f"--{option.replace('_', '-')}", str(value)]
+            arguments += [flag_of(option), str(value)]
     return arguments
 
 

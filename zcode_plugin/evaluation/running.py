@@ -13,6 +13,7 @@ import torch
 from zcode_plugin.checkpoint import config
 from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.statistics import ExpertStatistics
+from zcode_plugin.checkpoint.vocabulary import languages_of
 from zcode_plugin.data.objectives import KNOWN
 from zcode_plugin.errors import UserError
 from zcode_plugin.moe.gate import Gate
@@ -105,7 +106,7 @@ def _task_overrides(state: Mapping[str, Any], selection: Selection) -> dict[str,
     if config.get(config.section(state, "task"), "multitask") is None:
         return overrides  # a task of stock
     overrides |= {"eval_bleu": False, "source_lang": None, "target_lang": None}
-    langs = (state.get("task_state") or {}).get("langs")
+    langs = languages_of(state)
     if langs:
         overrides |= {"langs": ",".join(langs), "lang_dict": None}
     if selection.pairs:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.checkpoint.folders import check_not_here, check_own, take_place
+from zcode_plugin.checkpoint.folders import check_not_here, check_own
 from zcode_plugin.errors import UserError
 
 NAME = "prepare.json"
@@ -87,39 +83,3 @@ def is_up_to_date(folder: Path, wanted: Mapping[str, Any], force: bool) -> bool:
         return True
     what = f"lacks {missing[0]}" if missing else f"was made with other {', '.join(changed[:4])}"
     raise UserError(f"--out {folder} exists and {what}: --force replaces it")
-
-
-@contextmanager
-def partial_folder(final: Path) -> Iterator[Path]:
-    """A folder beside `final`: takes its place when the work ends well, is removed when not.
-
-    Where `final` is a link, all that is said of the folder to which it leads.
-    """
-    final = final.resolve()
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(final)
-    partial = final.with_name(f"{final.name}.partial-{os.getpid()}")
-    partial.mkdir()
-    try:
-        yield partial
-        take_place(partial, final)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _remove_leftovers(final: Path) -> None:
-    """Remove what a killed process left; one that still runs keeps its folder."""
-    for path in final.parent.glob(f"{glob.escape(final.name)}.partial-*"):
-        owner = path.name.rpartition("-")[2]
-        if owner.isdigit() and not _runs(int(owner)):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

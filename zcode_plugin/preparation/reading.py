@@ -14,15 +14,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 
-from zcode_plugin.cli.preparation.inventory import (
+from zcode_plugin.errors import UserError
+from zcode_plugin.open_files import allow_open_files
+from zcode_plugin.preparation.inventory import (
     MonolingualText,
     ParallelText,
     Selection,
     TsvText,
     check_language,
 )
-from zcode_plugin.errors import UserError
-from zcode_plugin.open_files import allow_open_files
 
 BLANK_REMEDY = "mend it, or drop such lines with --skip-blank"
 

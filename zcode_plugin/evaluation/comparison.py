@@ -10,8 +10,10 @@ from statistics import fmean
 from typing import Any
 
 from zcode_plugin.cli.console import format_table
-from zcode_plugin.cli.evaluation.generation import Translations
-from zcode_plugin.cli.evaluation.scores import (
+from zcode_plugin.data.pairs import Pair
+from zcode_plugin.errors import UserError
+from zcode_plugin.evaluation.generation import Translations
+from zcode_plugin.evaluation.scores import (
     DECIMALS,
     METRICS,
     by_group,
@@ -19,8 +21,6 @@ from zcode_plugin.cli.evaluation.scores import (
     in_order,
     tokenizer_of,
 )
-from zcode_plugin.data.pairs import Pair
-from zcode_plugin.errors import UserError
 
 TESTS = {"bs": "paired bootstrap resampling", "ar": "paired approximate randomisation"}
 TESTED = ("bleu", "chrf")

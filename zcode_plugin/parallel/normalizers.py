@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from zcode_plugin.data.objectives import MASKED
-from zcode_plugin.errors import UserError, first_given
 from zcode_plugin.moe.grouped import counts_on
 from zcode_plugin.parallel.topology import collective_device, world_size
-
-# torch's DistributedDataParallel, stock's default.
-DDP = ("pytorch_ddp", "c10d")
 
 
 def normalizers(
@@ -69,52 +63,3 @@ def target_counts(sample: dict[str, Any]) -> dict[str, int]:
             if name == "electra":
                 counts[f"{name}.false"] = batch["nplaces"]
     return counts
-
-
-def check_backend(options: Any, objectives: Sequence[str]) -> None:
-    """Refuse torch's DDP where passes of an update use different parts of the model.
-
-    DDP takes the parameters that the last pass does not use for done, and fails when the gradients
-    of an earlier pass reach them. Activations that are computed anew in each pass make it take a
-    parameter for done once a pass.
-
-    Args:
-        options: of the run.
-        objectives: names.
-
-    Raises:
-        UserError: naming the backend that works.
-    """
-    backend = getattr(options, "ddp_backend", None)
-    if world_size() == 1 or backend not in DDP:
-        return
-    apart = [name for name in objectives if name in MASKED]
-    instead = "give --ddp-backend legacy_ddp"
-    finds = getattr(options, "find_unused_parameters", False)
-    if getattr(options, "moe_gating_dropout", 0) and (len(objectives) > 1 or not finds):
-        only = len(objectives) == 1
-        raise UserError(
-            f"--ddp-backend {backend} cannot train with --moe-gating-dropout, which leaves gates "
-            f"unused in some passes: {instead}"
-            + (", or add --find-unused-parameters" if only else "")
-        )
-    if apart and len(objectives) > 1:
-        other = next(name for name in objectives if name != apart[0])
-        raise UserError(
-            f"--ddp-backend {backend} cannot train {apart[0]}, which has no decoder, beside "
-            f"{other}: {instead}"
-        )
-    if apart and not finds:
-        raise UserError(
-            f"--ddp-backend {backend} cannot train {apart[0]} alone, which leaves the decoder "
-            f"unused: {instead}, or add --find-unused-parameters"
-        )
-    anew = {
-        "--checkpoint-activations": getattr(options, "checkpoint_activations", False),
-        "--offload-activations": getattr(options, "offload_activations", False),
-    }
-    if len(objectives) > 1 and (flag := first_given(anew)):
-        raise UserError(
-            f"--ddp-backend {backend} cannot train {len(objectives)} objectives with {flag}: "
-            f"{instead}"
-        )

@@ -6,10 +6,10 @@ from zcode_plugin.errors import UserError
 from zcode_plugin.models.moe_config import MoEConfig
 
 # Experts by the index of the layer, for each side; dense layers are absent.
-ExpertLayout = dict[str, dict[int, int]]
+LayerExperts = dict[str, dict[int, int]]
 
 
-def expert_layout(moe: MoEConfig, encoder_layers: int, decoder_layers: int) -> ExpertLayout:
+def layer_experts(moe: MoEConfig, encoder_layers: int, decoder_layers: int) -> LayerExperts:
     """Experts of each MoE layer of the encoder and the decoder.
 
     `--moe-expert-count` gives one number for all layers, or one for each, the encoder's first; the
@@ -24,7 +24,7 @@ def expert_layout(moe: MoEConfig, encoder_layers: int, decoder_layers: int) -> E
     }
     total = sum(len(indices) for indices in places.values())
     both = _counts("--moe-expert-count", moe.moe_expert_count, total, "encoder and decoder have")
-    layout: ExpertLayout = {}
+    layout: LayerExperts = {}
     start = 0
     for side, indices in places.items():
         counts = both[start : start + len(indices)]

@@ -1,6 +1,6 @@
 """A process that imports one stock fairseq command and forks for each job. Standard library only.
 
-Run as a script, `stock_worker.py MODULE WORKERS`: it must not import the package it lies in, since
+Run as a script, `worker.py MODULE WORKERS`: it must not import the package it lies in, since
 `--user-dir` imports that package after fairseq, as in the stock console scripts. Jobs come as one
 JSON list on standard input, each a list of arguments followed by the files for standard output and
 standard error; a line of JSON on standard output reports each job's end.
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 if __name__ == "__main__":
-    # This file's folder, before Python's own modules are imported: `inspect.py` would hide one.
+    # This file's folder: no module in it may hide one that the command imports.
     sys.path.pop(0)
 
 import importlib

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from zcode_plugin.cli.console import suggestion
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, suggestion
 
 SPLITS = ("train", "valid", "test")
 MONO_SPLITS = ("train", "valid")

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from zcode_plugin.cli.console import format_table, suggestion
-from zcode_plugin.cli.evaluation.generation import Translations
+from zcode_plugin.cli.console import format_table
 from zcode_plugin.data.pairs import Pair
-from zcode_plugin.errors import UserError
+from zcode_plugin.errors import UserError, suggestion
+from zcode_plugin.evaluation.generation import Translations
 
 # Languages written without spaces between words, for which 13a would count sentences as words.
 TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char", "lo": "char", "km": "char"}

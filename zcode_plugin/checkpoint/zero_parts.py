@@ -13,7 +13,7 @@ from typing import Any
 from zcode_plugin.checkpoint import names
 from zcode_plugin.checkpoint.optimizer import Moments, stack_keys
 from zcode_plugin.errors import UserError
-from zcode_plugin.parallel.sharding import OWNED, Sized, owned_numbers
+from zcode_plugin.parallel.zero_owners import OWNED, Sized, owned_numbers
 
 
 def owned_by(state: Mapping[str, Any]) -> list[int] | None:

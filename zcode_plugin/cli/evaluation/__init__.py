@@ -1,1 +1,0 @@
-"""The parts of `zcode evaluate`: calls of fairseq-generate, and scores."""

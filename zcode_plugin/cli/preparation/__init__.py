@@ -1,1 +1,0 @@
-"""The parts of `zcode prepare`: finding files, reading text, subwords, binarising, the manifest."""

@@ -1,0 +1,1 @@
+"""From raw text to data: finding files, reading them, subwords, binarising, the manifest."""

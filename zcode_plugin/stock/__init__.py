@@ -1,0 +1,1 @@
+"""Stock fairseq's commands, run as processes."""
