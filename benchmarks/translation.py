@@ -22,7 +22,7 @@ import zcode_plugin
 from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.quantise import WEIGHTS
 from zcode_plugin.checkpoint.tensors import count_bytes
-from zcode_plugin.cli.console import format_table
+from zcode_plugin.console import format_table
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.evaluation import generation, scores
 from zcode_plugin.evaluation.scores import Score

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from trainings import Point
 
-from zcode_plugin.cli.console import format_table
+from zcode_plugin.console import format_table
 from zcode_plugin.files import write_files
 from zcode_plugin.reporting.plots import Chart, Series, line_chart
 

@@ -15,7 +15,7 @@ from results import Report
 from results import write as write_report
 from trainings import SCRIPTS, Run, Study, call
 
-from zcode_plugin.cli.console import quiet_libraries
+from zcode_plugin.console import quiet_libraries
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]

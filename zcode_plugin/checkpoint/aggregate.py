@@ -81,20 +81,12 @@ def aggregate(
     Raises:
         UserError: the models do not fit together.
     """
-    for model, path in zip(models, paths, strict=True):
-        _check_has_gates(model, path)
-    for other, path in zip(models[1:], paths[1:], strict=True):
-        _check_alike(models[0], other, paths[0], path)
+    _check(models, paths)
     counts = {layer: sum(model.experts[layer] for model in models) for layer in models[0].experts}
     most = min(counts.values())
     if top_k is not None and not 1 <= top_k <= most:
         raise UserError(f"--top-k {top_k}: layers have {most} experts; give 1 to {most}")
-    shared = [_shared(model) for model in models]
-    common = {key for key in shared[0] if all(key in part for part in shared)}
-    for part in shared:
-        for key in [key for key in part if key.startswith(HEADS) and key not in common]:
-            del part[key]  # a head that only some were trained with
-    weights: dict[str, Any] = mean(shared, paths, 0, coefficients)
+    weights: dict[str, Any] = mean(_shared(models), paths, 0, coefficients)
     state = dict(models[0].state)
     options = config.section(state, "model")
     gate = MoEConfig.from_namespace(as_namespace(options)).gate
@@ -117,14 +109,20 @@ def aggregate(
     return state, scales
 
 
-def _shared(model: Gathered) -> dict[str, Any]:
-    """What is neither expert nor gate."""
-    rows = {key for layer in model.experts for key in names.gate_rows(layer)}
-    return {
-        key: value
-        for key, value in model.state["model"].items()
-        if key not in rows and names.parse_expert_key(key) is None
-    }
+def _shared(models: Sequence[Gathered]) -> list[dict[str, Any]]:
+    """Of each model what is neither expert nor gate, without heads that only some have."""
+    rows = {key for layer in models[0].experts for key in names.gate_rows(layer)}
+    common = set.intersection(*({*model.state["model"]} for model in models))
+    return [
+        {
+            key: value
+            for key, value in model.state["model"].items()
+            if key not in rows
+            and names.parse_expert_key(key) is None
+            and (key in common or not key.startswith(HEADS))
+        }
+        for model in models
+    ]
 
 
 def _union(layer: str, models: Sequence[Gathered]) -> dict[str, Any]:
@@ -216,6 +214,13 @@ def _finish(state: dict[str, Any], counts: dict[str, int], weights: dict[str, An
     state["extra_state"] = extra
     state.pop("kept_experts", None)
     config.set_expert_counts(state, counts)
+
+
+def _check(models: Sequence[Gathered], paths: Sequence[Path]) -> None:
+    for model, path in zip(models, paths, strict=True):
+        _check_has_gates(model, path)
+    for other, path in zip(models[1:], paths[1:], strict=True):
+        _check_alike(models[0], other, paths[0], path)
 
 
 def _check_has_gates(model: Gathered, path: Path) -> None:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from zcode_plugin.checkpoint import names
-from zcode_plugin.cli.console import count, format_table, step
 from zcode_plugin.cli.outputs import check_outputs, output_name
+from zcode_plugin.console import count, format_table, step
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Average the weights of several checkpoints of a run, as the script of fairseq's

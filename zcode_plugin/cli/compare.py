@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="resamples of bs, or trials of ar (default: 1000, or 10000)",
     )
-    add("--out", type=Path, metavar="FILE", help="write the comparison as JSON, too")
+    add("--out", type=Path, metavar="FILE", help="write or replace FILE: the comparison as JSON")
 
 
 def run(args: argparse.Namespace) -> int:

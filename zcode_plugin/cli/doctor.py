@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from zcode_plugin.cli.console import count
+from zcode_plugin.console import count
 from zcode_plugin.stock.jobs import available_cores
 
 DESCRIPTION = "Show what is installed, what is wrong and the command that mends it."

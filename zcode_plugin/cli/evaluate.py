@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="tokens of a batch (default: 4096)",
     )
-    add("--out", type=Path, metavar="FILE", help="write the results as JSON, too")
+    add("--out", type=Path, metavar="FILE", help="write or replace FILE: the results as JSON")
     add("--translations", type=Path, metavar="DIR", help="keep fairseq-generate's output in DIR")
     add("--copy-baseline", action="store_true", help="score the source text as translation, too")
     add(
@@ -170,6 +170,20 @@ def _evaluate(
     updates: int,
 ) -> Evaluation:
     started = time.monotonic()
+    texts, calls = _translate(args, directions, task)
+    found = {
+        direction: scores.score(
+            translations, scores.tokenizer_for(direction.tgt, tokenizers), args.copy_baseline
+        )
+        for direction, translations in texts.items()
+    }
+    return Evaluation(texts, found, calls, updates, time.monotonic() - started)
+
+
+def _translate(
+    args: argparse.Namespace, directions: Sequence[Pair], task: Sequence[str]
+) -> tuple[dict[Pair, Translations], dict[Pair, str]]:
+    """Translations of each direction, and the command that made them."""
     options = ["--gen-subset", args.gen_subset, "--beam", str(args.beam)]
     options += ["--max-tokens", str(args.max_tokens)]
     user_dir = Path(zcode_plugin.__path__[0])
@@ -194,20 +208,7 @@ def _evaluate(
             direction: _read(result, direction)
             for direction, result in zip(directions, results, strict=True)
         }
-        return Evaluation(
-            texts,
-            {
-                direction: scores.score(
-                    translations,
-                    scores.tokenizer_for(direction.tgt, tokenizers),
-                    args.copy_baseline,
-                )
-                for direction, translations in texts.items()
-            },
-            {d: shlex.join(["fairseq-generate", *call]) for d, call in calls.items()},
-            updates,
-            time.monotonic() - started,
-        )
+    return texts, {d: shlex.join(["fairseq-generate", *call]) for d, call in calls.items()}
 
 
 def _report(result: StockResult) -> None:

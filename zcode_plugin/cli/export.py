@@ -8,8 +8,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.console import count, format_table, step
 from zcode_plugin.cli.outputs import add_checkpoint_argument
+from zcode_plugin.console import count, format_table, step
 from zcode_plugin.errors import UserError
 from zcode_plugin.files import whole_folder
 

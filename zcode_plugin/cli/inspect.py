@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.console import format_table
+from zcode_plugin.console import format_table
 
 if TYPE_CHECKING:
     from zcode_plugin.checkpoint.inspect import Contents

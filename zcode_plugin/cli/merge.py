@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from zcode_plugin.checkpoint import names
-from zcode_plugin.cli.console import count, step
 from zcode_plugin.cli.outputs import check_output
+from zcode_plugin.console import count, step
 from zcode_plugin.errors import UserError
 
 DESCRIPTION = """Merge the checkpoint files of all ranks (CKPT-rank-0.pt, CKPT-rank-1.pt, ...), or

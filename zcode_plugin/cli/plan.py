@@ -7,7 +7,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from zcode_plugin.cli.console import format_table, quiet_libraries
+from zcode_plugin.console import format_table, quiet_libraries
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import flag_of
 
@@ -126,11 +126,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from zcode_plugin.planning.choice import possible_forms, refusal
     from zcode_plugin.planning.shapes import measure_shape
 
-    for name in ("ranks", "vocabulary", "max_tokens", "length"):
-        if getattr(args, name) < 1:
-            raise UserError(f"{flag_of(name)} {getattr(args, name)} is too small")
-    if args.length > _POSITIONS:
-        raise UserError(f"--length {args.length}: a sentence has at most {_POSITIONS} tokens")
+    _check_sizes(args)
     options = _model_options(args)
     try:
         shape = measure_shape(options, args.vocabulary)
@@ -168,6 +164,14 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "parameters": shape.total, "active": shape.active, "forms": rows, "left_out": left_out,
     }  # fmt: skip
+
+
+def _check_sizes(args: argparse.Namespace) -> None:
+    for name in ("ranks", "vocabulary", "max_tokens", "length"):
+        if getattr(args, name) < 1:
+            raise UserError(f"{flag_of(name)} {getattr(args, name)} is too small")
+    if args.length > _POSITIONS:
+        raise UserError(f"--length {args.length}: a sentence has at most {_POSITIONS} tokens")
 
 
 def _model_options(args: argparse.Namespace) -> argparse.Namespace:

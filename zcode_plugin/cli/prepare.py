@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.cli.console import count, format_table
+from zcode_plugin.console import count, format_table
 from zcode_plugin.data.symbols import SPECIAL
 from zcode_plugin.errors import UserError
 from zcode_plugin.files import whole_folder

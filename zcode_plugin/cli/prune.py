@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.console import format_table, step
 from zcode_plugin.cli.outputs import add_checkpoint_argument, add_output_arguments, check_output
+from zcode_plugin.console import format_table, step
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import comma_list
 

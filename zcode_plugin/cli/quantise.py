@@ -6,8 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.console import count, format_table, step
 from zcode_plugin.cli.outputs import add_checkpoint_argument, add_output_arguments, check_output
+from zcode_plugin.console import count, format_table, step
 
 if TYPE_CHECKING:
     from zcode_plugin.checkpoint.quantise import Quantisation

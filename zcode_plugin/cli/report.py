@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.console import count, step
+from zcode_plugin.console import count, step
 from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from zcode_plugin.cli.console import count, format_table, step
 from zcode_plugin.cli.outputs import add_checkpoint_argument, check_outputs, output_name
+from zcode_plugin.console import count, format_table, step
 from zcode_plugin.errors import UserError
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from zcode_plugin.cli.console import count, format_table, quiet_libraries, step
 from zcode_plugin.cli.outputs import add_checkpoint_argument, check_file, check_outputs
+from zcode_plugin.console import count, format_table, quiet_libraries, step
 from zcode_plugin.errors import UserError
 from zcode_plugin.files import write_texts
 from zcode_plugin.flags import comma_list

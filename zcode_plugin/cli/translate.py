@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from zcode_plugin.checkpoint import names
-from zcode_plugin.cli.console import count, quiet_libraries
 from zcode_plugin.cli.outputs import check_file
 from zcode_plugin.cli.streams import Progress, line_buffers, open_input, open_output
+from zcode_plugin.console import count, quiet_libraries
 from zcode_plugin.errors import UserError
 from zcode_plugin.translation import Batching, Search, Translation, Translator
 
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=Path, required=True, metavar="CKPT", help="merged if of ranks")
     add("-s", "--source-lang", required=True, metavar="L", help="language of the text")
     add("-t", "--target-lang", required=True, metavar="L", help="into which language")
-    add("--out", type=Path, metavar="FILE", help="write there (default: standard output)")
+    add("--out", type=Path, metavar="FILE", help="write or replace FILE (default: standard output)")
     add(
         "--data",
         type=Path,

@@ -8,8 +8,8 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zcode_plugin.cli.console import count, format_table, step
 from zcode_plugin.cli.outputs import add_output_arguments, check_output
+from zcode_plugin.console import count, format_table, step
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import flag_of
 

@@ -108,7 +108,6 @@ class MultitaskSummedLoss(FairseqCriterion):
         """
         batches = {"mt": sample} if "net_input" in sample else sample
         device = next(iter(batches.values()))["target"].device
-        corpora = {} if model.training else self.corpora
         further = {
             item.name: self._further_sums(item.name, model.training) for item in self.objectives
         }
@@ -121,22 +120,10 @@ class MultitaskSummedLoss(FairseqCriterion):
             if objective.name not in batches or (weight == 0 and model.training):
                 continue
             batch = batches[objective.name]
-            with labelled(objective=objective.name):
-                own = run_objective(
-                    model,
-                    objective.name,
-                    batch,
-                    label_smoothing=self.eps,
-                    padding=self.padding_idx,
-                    corpora=corpora.get(objective.name, ()) if "corpora" in batch else (),
-                )
+            own = self._run(model, objective.name, batch)
             losses.append(weight * self._loss(objective.name, own))
             stats[objective.name] = own.layers
-            _log_objective(logs, objective.name, batch, own)
-            logs[f"{objective.name}_weight"] = weight * batch["ntokens"]
-            if objective.name == "electra":
-                logs["electra_nplaces"] = batch["nplaces"]
-                logs["electra_false_weight"] = self.discriminator_wt * batch["nplaces"]
+            self._log_objective(logs, objective.name, batch, own, weight)
         sample_size = next(
             batches[item.name]["ntokens"] for item in self.objectives if item.name in batches
         )
@@ -148,6 +135,18 @@ class MultitaskSummedLoss(FairseqCriterion):
         self._log_experts(logs, stats)
         logs["sample_size"] = sample_size
         return total, sample_size, logs
+
+    def _run(self, model: Any, name: str, batch: dict[str, Any]) -> ObjectivePass:
+        wants_corpora = "corpora" in batch and not model.training
+        with labelled(objective=name):
+            return run_objective(
+                model,
+                name,
+                batch,
+                label_smoothing=self.eps,
+                padding=self.padding_idx,
+                corpora=self.corpora.get(name, ()) if wants_corpora else (),
+            )
 
     def _further_sums(self, objective: str, training: bool) -> Sequence[str]:
         further = FURTHER_SUMS.get(objective, ())
@@ -164,6 +163,26 @@ class MultitaskSummedLoss(FairseqCriterion):
             factor = self.discriminator_wt * self.normalizers.get(f"{name}.false", 1.0)
             loss = loss + factor * own.further["false_loss"]
         return loss
+
+    def _log_objective(
+        self,
+        logs: dict[str, Any],
+        name: str,
+        batch: dict[str, Any],
+        own: ObjectivePass,
+        weight: float,
+    ) -> None:
+        logs[f"{name}_loss"] = own.loss.detach()
+        logs[f"{name}_nll_loss"] = own.nll_loss.detach()
+        for kind, value in own.further.items():
+            logs[f"{name}_{kind}"] = value.detach() * bool(batch["ntokens"])
+        logs[f"{name}_ntokens"] = batch["ntokens"]
+        logs[f"{name}_weight"] = weight * batch["ntokens"]
+        if name == "electra":
+            logs["electra_nplaces"] = batch["nplaces"]
+            logs["electra_false_weight"] = self.discriminator_wt * batch["nplaces"]
+        logs["ntokens"] += batch["ntokens"]
+        logs["nsentences"] += batch["nsentences"]
 
     def _log_experts(self, logs: dict[str, Any], stats: dict[str, list[Tensor]]) -> None:
         """Sums over layers, of all passes; with several objectives of each one's, too."""
@@ -236,18 +255,6 @@ def _empty_log(
         if len(objectives) > 1:
             logs.update((f"{name}_{key}", zero) for key in LOG_SUMS)
     return logs
-
-
-def _log_objective(
-    logs: dict[str, Any], name: str, batch: dict[str, Any], own: ObjectivePass
-) -> None:
-    logs[f"{name}_loss"] = own.loss.detach()
-    logs[f"{name}_nll_loss"] = own.nll_loss.detach()
-    for kind, value in own.further.items():
-        logs[f"{name}_{kind}"] = value.detach() * bool(batch["ntokens"])
-    logs[f"{name}_ntokens"] = batch["ntokens"]
-    logs["ntokens"] += batch["ntokens"]
-    logs["nsentences"] += batch["nsentences"]
 
 
 def _weighted_sum(meters: Any, names: list[str]) -> float:

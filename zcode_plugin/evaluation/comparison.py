@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from zcode_plugin.cli.console import format_table
+from zcode_plugin.console import format_table
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 from zcode_plugin.evaluation.generation import Translations

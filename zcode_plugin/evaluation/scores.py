@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
 
-from zcode_plugin.cli.console import format_table
+from zcode_plugin.console import format_table
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError, suggestion
 from zcode_plugin.evaluation.generation import Translations

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zcode_plugin.cli.console import count, step
+from zcode_plugin.console import count, step
+from zcode_plugin.data.languages import LANGS_FILE
 from zcode_plugin.errors import UserError
 from zcode_plugin.preparation import subwords
 from zcode_plugin.preparation.binarise import SideStatistics, binarise
@@ -72,7 +73,7 @@ def build(plan: Plan, folder: Path) -> Prepared:
     subwords.write_dictionary(symbols, work / "dictionary.txt")
     for lang in langs:
         shutil.copyfile(work / "dictionary.txt", folder / f"dict.{lang}.txt")
-    (folder / "langs.txt").write_text("".join(f"{lang}\n" for lang in langs), encoding="utf-8")
+    (folder / LANGS_FILE).write_text("".join(f"{lang}\n" for lang in langs), encoding="utf-8")
 
     _encode(model, texts, langs, work, plan.workers)
     statistics = _binarise(texts, work, folder, plan.workers)
