@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 
 class Step:
@@ -28,6 +31,47 @@ def step(title: str) -> Iterator[Step]:
         print("failed", flush=True)
         raise
     print(f"{current.detail} ({time.monotonic() - started:.1f} s)", flush=True)
+
+
+class _Unheard:
+    """A stream that may lose its reader, as in `zcode merge ... | head`: the work goes on."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            turn_away(self._stream)
+            return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            turn_away(self._stream)
+
+
+def turn_away(stream: TextIO) -> None:
+    """Whatever is written to this stream from now on is lost."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+@contextmanager
+def unheard_output() -> Iterator[None]:
+    """What is printed is lost, and no error, once nobody reads standard output."""
+    stdout = sys.stdout
+    sys.stdout = cast(TextIO, _Unheard(stdout))
+    try:
+        yield
+    finally:
+        with suppress(ValueError):  # of a stream that was closed meanwhile
+            sys.stdout.flush()
+        sys.stdout = stdout
 
 
 @contextmanager

@@ -188,6 +188,16 @@ def test_what_belongs_to_single_models_is_left_out() -> None:
     assert "kept_experts" not in state
 
 
+def test_it_has_the_directions_of_all_models() -> None:
+    model, args = build()
+    one, two = gathered(model, args), gathered(model, args)
+    for each, pairs in ((one, ["aa-bb"]), (two, ["bb-aa", "aa-bb"])):
+        each.state["task_state"] = {**each.state["task_state"], "lang_pairs": pairs}
+    state = join(one, two)
+    assert state["task_state"]["lang_pairs"] == ["aa-bb", "bb-aa"]
+    assert config.get(config.section(state, "task"), "lang_pairs") == "aa-bb,bb-aa"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -89,3 +89,18 @@ def test_a_failed_write_leaves_the_old_file(good: Path) -> None:
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none/x\.pt cannot be written: "):
         io.save(STATE, tmp_path / "none" / "x.pt")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+    ],
+)
+def test_too_little_memory_is_no_fault_of_the_file(error: Exception) -> None:
+    with (
+        pytest.raises(UserError, match=r"x\.pt needs more memory than there is"),
+        io.well_formed(Path("x.pt")),
+    ):
+        raise error

@@ -99,7 +99,11 @@ def test_bad_numbers(text: str, experts: dict[str, int], message: str) -> None:
 
 
 def test_a_ratio_that_cannot_be() -> None:
-    with pytest.raises(UserError, match="--ratio gives the encoder 5 experts, but it has 4"):
+    layers = {"encoder.a": 4, "encoder.b": 12, "decoder.a": 4, "decoder.b": 4}
+    scores = {layer: [1.0] * count for layer, count in layers.items()}
+    with pytest.raises(UserError, match="gives the encoder 12 experts, but it can keep 2 to 8:"):
+        choose(layers, scores, Budget(Fraction(4), ratio=(3, 1)))
+    with pytest.raises(UserError, match="gives the encoder 5 experts, but it can keep 1 to 4:"):
         choose(EXPERTS, SCORES, Budget(Fraction(3), across=True, ratio=(5, 1)))
     with pytest.raises(UserError, match="--ratio needs experts in encoder and decoder"):
         choose({ENCODER: 4}, SCORES, Budget(Fraction(2), ratio=(1, 1)))

@@ -4,6 +4,7 @@ from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -223,6 +224,13 @@ def test_a_run_of_another_layout(files: dict[int, Path], tmp_path: Path) -> None
     ("options", "message"),
     [
         ({"restore_file": "{run}/x.pt"}, "--restore-file {run}/x.pt: there is no such checkpoint"),
+        ({"restore_file": "{run}/old/checkpoint_last.pt"},
+         "--restore-file {run}/old/checkpoint_last.pt: there is no such checkpoint"),
+        ({"restore_file": "{run}/old/checkpoint_last.pt", "finetune_from_model": "{run}/x.pt"},
+         "--restore-file {run}/old/checkpoint_last.pt: there is no such checkpoint"),
+        ({"restore_file": "{run}/old/checkpoint_last.pt", "use_sharded_state": True},
+         "{run}/old/checkpoint_last.pt is no shard, and --use-sharded-state starts from shards "
+         "alone, which nothing else makes: leave it out"),
         ({"restore_file": "{run}/checkpoint_last-rank-0.pt"},
          "--restore-file {run}/checkpoint_last-rank-0.pt: give the name without -rank-0, each rank "
          "adds its own"),
@@ -235,10 +243,13 @@ def test_a_run_of_another_layout(files: dict[int, Path], tmp_path: Path) -> None
     ],
 )  # fmt: skip
 def test_names(
-    files: dict[int, Path], tmp_path: Path, options: dict[str, str], message: str
+    files: dict[int, Path], tmp_path: Path, options: dict[str, Any], message: str
 ) -> None:
     run = tmp_path / "run"
-    given = {name: value.format(run=run) for name, value in options.items()}
+    given = {
+        name: value.format(run=run) if isinstance(value, str) else value
+        for name, value in options.items()
+    }
     assert start(run, 2, expert_parallel_size=2, **given) == message.format(run=run)
 
 
@@ -272,3 +283,8 @@ def test_a_run_with_other_slices(tmp_path: Path) -> None:
         f"{files[0]} and the like are of a run whose ranks had different experts or slices, and "
         f"this one has --expert-parallel-size 1: {reshard.format(files[0], 2, 1, '')}"
     )
+
+
+def test_a_first_start_may_name_the_checkpoint_of_its_own_folder(tmp_path: Path) -> None:
+    restore = str(tmp_path / "new" / "checkpoint_last.pt")
+    assert start(tmp_path / "new", 1, restore_file=restore) == ""

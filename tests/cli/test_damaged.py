@@ -76,3 +76,29 @@ def test_a_good_file_is_read(tmp_path: Path, good: dict[str, bytes], verb: str) 
         )
         arguments = [part.format(source, tmp_path / "out") for part in VERBS[verb]]
         assert main([verb, *arguments, *force]) == 0
+
+
+ODD = {
+    "a number for a weight": {"model": {"a": 1, "b": torch.ones(2)}, "cfg": None},
+    "numbers for dictionaries": {
+        "model": {"a": torch.ones(2)}, "extra_state": 3, "optimizer_history": 5
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", [*ODD])
+@pytest.mark.parametrize("verb", [*VERBS, "merge"])
+def test_files_of_other_programs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str, odd: str
+) -> None:
+    """Whole files that fairseq did not save: done, or one line and nothing left."""
+    path = tmp_path / ("bad-rank-0.pt" if verb == "merge" else "bad.pt")
+    torch.save(ODD[odd], path)
+    arguments = VERBS.get(verb, ["{0}", "--out", "{1}.pt"])
+    code = main([verb, *(part.format(path, tmp_path / "out") for part in arguments)])
+    printed = capsys.readouterr().err
+    assert code in (0, 2)
+    if code:
+        assert printed.startswith(f"zcode {verb}: error: ")
+        assert printed.count("\n") == 1
+        assert list(tmp_path.iterdir()) == [path]

@@ -9,6 +9,8 @@ from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
+import torch
+from checkpoint.exported import build, checkpoint
 
 import zcode_plugin
 from zcode_plugin.cli import main as cli
@@ -162,3 +164,14 @@ def test_a_reader_that_leaves_is_no_error(zcode: Run) -> None:
     command = f"{sys.executable} -m zcode_plugin.cli.main merge --help | true"
     ended = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
     assert ended.stderr == ""
+
+
+def test_work_is_done_though_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+    torch.save(checkpoint(*build()), tmp_path / "model.pt")
+    verb = "average model.pt model.pt --out mean.pt"
+    ended = subprocess.run(
+        f"{sys.executable} -m zcode_plugin.cli.main {verb} | true",
+        shell=True, cwd=tmp_path, capture_output=True, encoding="utf-8",
+    )  # fmt: skip
+    assert ended.stderr == ""
+    assert (tmp_path / "mean.pt").is_file()

@@ -122,9 +122,23 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
             ["--ranks", "2", "--", "--decoder-embed-dim", "64"],
             "flags of the model, after --: --share-all-embeddings requires",
         ),
+        (["--ranks", "2", "--", "--encoder-embed-dim", "0"], "flags of the model, after --: "),
+        (["--ranks", "2", "--", "--moe-expert-bits", "8"], "--moe-expert-bits, after --: experts"),
+        (
+            ["--ranks", "4", "--", "--expert-parallel-size", "2"],
+            "give --expert-parallel-size before --",
+        ),
         (["--ranks", "2", "--length", "2000"], "--length 2000: a sentence has at most 1024 tokens"),
     ],
 )
 def test_mistakes(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
     assert main([*LINE, "--memory", "1", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_dropped_layers_leave_out_spread_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    extra = ("--", "--encoder-layerdrop", "0.5")
+    assert main([*LINE, "--ranks", "2", "--memory", "4", "--json", *extra]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {"E", "E+Z1"} <= plan["left_out"].keys()
+    assert "--encoder-layerdrop" in plan["left_out"]["E"]

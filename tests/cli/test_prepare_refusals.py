@@ -220,6 +220,15 @@ def test_bad_flags(here: Run, raw: Path, tmp_path: Path, flags: list[str], messa
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 
+def test_a_comma_further_up_is_seen_before_the_work(here: Run, raw: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "a,b"
+    folder.mkdir()
+    ended = here("prepare", "--raw", raw, "--out", "data", cwd=folder)
+    assert ended.returncode == 2
+    assert f"--out {folder}/data: fairseq-preprocess parts names at commas" in ended.stderr
+    assert not list(folder.iterdir())
+
+
 def test_the_working_folder_is_not_replaced(here: Run, raw: Path, tmp_path: Path) -> None:
     ended = here("prepare", "--raw", raw, "--out", ".", cwd=tmp_path)
     assert ended.returncode == 2

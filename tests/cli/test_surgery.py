@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -238,6 +239,49 @@ def test_statistics_without_a_place_are_not_gathered(
     streams = capsys.readouterr()
     assert streams.err.endswith(f"there is no folder {tmp_path}/no; make it first\n")
     assert streams.out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--pairs", "aabb"), "--pairs: 'aabb' is no pair, write it as src-tgt"),
+        (("--capacity-factor", "-1"), "--capacity-factor -1.0 must not be negative"),
+        (("--max-tokens", "3"), "--max-tokens 3: no sentence fits; give more"),
+        (("--objectives", "dae"), "--objectives dae: {model} is of stock's task translation, with "
+         "one direction: leave it out"),
+    ],
+)  # fmt: skip
+def test_statistics_that_cannot_be(
+    trained: Path,
+    reversal: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    model = trained
+    if "--objectives" in options:
+        state = io.load(trained)
+        state["cfg"]["task"] = {"_name": "translation", "source_lang": "aa", "target_lang": "bb"}
+        model = tmp_path / "stock.pt"
+        torch.save(state, model)
+    out = tmp_path / "s.json"
+    assert main(["stats", str(model), str(reversal), "--cpu", "--out", str(out), *options]) == 2
+    wanted = message.format(model=model)
+    assert capsys.readouterr().err.splitlines()[-1] == f"zcode stats: error: {wanted}"
+    assert not out.exists()
+
+
+def test_data_that_are_cut_off_are_named(
+    trained: Path, reversal: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(reversal, tmp_path / "data")
+    path = data / "valid.aa-bb.aa.bin"
+    path.write_bytes(path.read_bytes()[:100])
+    out = tmp_path / "s.json"
+    assert main(["stats", str(trained), str(data), "--cpu", "--out", str(out)]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"zcode stats: error: {data}: the data cannot be read (")
 
 
 def test_nothing_is_overwritten(trained: Path, stats: Path, reversal: Path) -> None:

@@ -103,6 +103,16 @@ def test_several_files_are_one_run(tmp_path: Path) -> None:
     assert losses(log) == {100: 9, 150: 7}
 
 
+def test_two_files_of_the_same_output_are_one(tmp_path: Path) -> None:
+    """As `--log-file` and what a shell kept of standard output; of a run that was resumed."""
+    lines = [train_line(100, 100, 9), train_line(200, 200, 8), train_line(150, 20, 7)]
+    files = [write_log(tmp_path / name, lines) for name in ("run.log", "run.out")]
+    one, both = read_logs(files[:1]), read_logs(files)
+    assert one is not None
+    assert one == both
+    assert one.restarts == 1
+
+
 def test_files_without_a_record_say_nothing(tmp_path: Path) -> None:
     assert read_logs([write_log(tmp_path / "a.log", ["no record", ""])]) is None
     (tmp_path / "binary.log").write_bytes(bytes(range(256)))

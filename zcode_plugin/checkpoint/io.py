@@ -82,8 +82,16 @@ def well_formed(path: Path) -> Iterator[None]:
     except (UserError, OSError, MemoryError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise UserError(f"{path} needs more memory than there is") from error
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         raise UserError(f"{path}: not as fairseq saves checkpoints ({what})") from error
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether it is what torch raises where a GPU or the host has no more memory."""
+    name = type(error).__name__
+    return name == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in str(error)
 
 
 def save(state: Mapping[str, Any], path: Path) -> int:

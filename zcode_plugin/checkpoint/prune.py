@@ -121,10 +121,12 @@ def _shares(experts: Mapping[str, int], budget: Budget) -> list[tuple[dict[str, 
         if not budget.across:
             wanted = len(layers) * round(wanted / len(layers))
         most, least = sum(layers.values()), budget.least * len(layers)
+        if not budget.across:  # each layer keeps as many
+            most = len(layers) * min(layers.values())
         if not least <= round(wanted) <= most:
             raise UserError(
-                f"--ratio gives the {side} {round(wanted)} experts, but it has {most} and needs "
-                f"{least}: choose a ratio nearer to 1, or another --keep"
+                f"--ratio gives the {side} {round(wanted)} experts, but it can keep {least} to "
+                f"{most}: choose a ratio nearer to 1, or another --keep"
             )
         shares.append((layers, round(wanted)))
     return shares

@@ -156,7 +156,7 @@ def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict
             )
         return first, state
     files = [whole] if whole.is_file() else list(names.find_rank_files(whole).values())
-    if files or whole.name != LAST or config.get(options, "finetune_from_model"):
+    if files or _is_named(options, whole) or config.get(options, "finetune_from_model"):
         what = files[0] if files else config.get(options, "finetune_from_model") or whole
         raise UserError(
             f"{what} is no shard, and --use-sharded-state starts from shards alone, which nothing "
@@ -191,7 +191,8 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
             f"with {layout.reshard(shard)}"
         )
     pretrained = config.get(options, "finetune_from_model")
-    if pretrained is not None and whole.name == LAST:
+    is_named = _is_named(options, whole)
+    if pretrained is not None and not is_named:
         if not Path(pretrained).is_file():
             in_ranks = names.find_rank_files(Path(pretrained))
             remedy = "join its rank files with zcode merge" if in_ranks else "name another"
@@ -201,9 +202,18 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
         _check_averages(options, Path(pretrained), state)
         return str(pretrained)
     _check_no_other_layout(whole, layout)
-    if whole.name != LAST:
+    if is_named:
         raise UserError(f"--restore-file {whole}: there is no such checkpoint")
     return None
+
+
+def _is_named(options: Any, whole: Path) -> bool:
+    """Whether `--restore-file` asks for this checkpoint, rather than for whatever there is.
+
+    Scripts that start a run again name `checkpoint_last.pt` of its own folder, the first time too.
+    """
+    own = Path(config.get(options, "save_dir"), LAST)
+    return config.get(options, "restore_file", LAST) != LAST and whole.resolve() != own.resolve()
 
 
 def _check_no_other_layout(whole: Path, layout: Layout) -> None:

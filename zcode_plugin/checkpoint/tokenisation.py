@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from zcode_plugin.data.symbols import SPECIAL, language_token, objective_token
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import comma_list
 from zcode_plugin.tasks.multitask_multilingual import MultitaskMultilingualTask
+
+# Two models of halves of one text have 60 to 70% of their pieces in common.
+_LEAST_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def find_vocabulary(
 
 def _languages(task: Any, data: Path | None) -> list[str]:
     """As the task finds them, for checkpoints that do not name theirs."""
-    langs = comma_list(config.get(task, "langs"))
+    langs = config.get(task, "langs")  # a list, of stock's task for many languages
+    langs = list(langs) if isinstance(langs, (list, tuple)) else comma_list(langs)
     if langs or data is None:
         return langs
     return resolve_languages(data, None, config.get(task, "lang_dict"), stored_pairs(data, "train"))
@@ -139,12 +143,25 @@ def find_sentencepiece(
         processor = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} is no SentencePiece model") from error
-    tokens = {language_token(lang) for lang in vocabulary.langs}
-    ordinary = [s for s in vocabulary.symbols[len(SPECIAL) :] if s not in tokens]
     pieces = {processor.id_to_piece(number) for number in range(len(processor))}
-    if 2 * len(pieces.intersection(ordinary)) < len(ordinary):
+    share = _share_of_pieces(vocabulary, pieces)
+    if share < _LEAST_SHARE:
         raise UserError(
-            f"{path} knows less than half of the checkpoint's symbols: give the model that its "
-            "text was cut with as --sentencepiece-model"
+            f"{path} is of another text: it has {100 * share:.0f}% of the checkpoint's symbols; "
+            "give the model that its text was cut with as --sentencepiece-model"
         )
     return path
+
+
+def _share_of_pieces(vocabulary: Vocabulary, pieces: Collection[str]) -> float:
+    """How much of a vocabulary are pieces; what no model of its text need know does not count.
+
+    Those are fairseq's own symbols, tokens of languages, and characters that stand for themselves.
+    """
+    tokens = {language_token(lang) for lang in vocabulary.langs}
+    ordinary = [
+        symbol
+        for symbol in vocabulary.symbols[len(SPECIAL) :]
+        if symbol not in tokens and not symbol.startswith("madeupword") and len(symbol) > 1
+    ]
+    return sum(symbol in pieces for symbol in ordinary) / max(len(ordinary), 1)

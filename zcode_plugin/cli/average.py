@@ -74,9 +74,13 @@ def run(args: argparse.Namespace) -> int:
     check_outputs(outputs, whole, inputs, force=args.force)
     rows = [("checkpoint", "files", "updates")]
     for files in checkpoints:
-        updates = config.num_updates(io.load_options(files[0]))
+        with io.well_formed(files[0]):
+            updates = config.num_updates(io.load_options(files[0]))
         rows.append((str(files[0]), f"{len(files)}", f"{updates:,}"))
-    with step(f"average {count(len(checkpoints), 'checkpoint')}") as current:
+    with (
+        step(f"average {count(len(checkpoints), 'checkpoint')}") as current,
+        io.well_formed(checkpoints[-1][0]),
+    ):
         states = average_ranks(checkpoints) if in_ranks else iter([average_whole(checkpoints)])
         whole.parent.mkdir(exist_ok=True)
         written = io.save_all((path, next(states)) for path in outputs)

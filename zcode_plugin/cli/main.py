@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import os
 import re
 import signal
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn, Protocol, cast
 
+from zcode_plugin.console import turn_away, unheard_output
 from zcode_plugin.errors import UserError, suggestion
 
 HELP_COLUMNS = 80
@@ -115,15 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         verb = _find_verb(arguments[0])
         name = f"zcode {verb.name}"
         module = verb.load()
-        return module.run(_parse(module, name, arguments[1:]))
+        with unheard_output():
+            return module.run(_parse(module, name, arguments[1:]))
     except UserError as error:
         print(f"{name}: error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `zcode ... | head`: nobody reads on, which is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `zcode translate ... | head`: nobody reads on, which is no error
+        turn_away(sys.stdout)
         return 0
     except ModuleNotFoundError as error:
         if str(error.name).startswith("zcode_"):

@@ -59,7 +59,8 @@ def _merge(files: dict[int, Path], output: Path) -> None:
     from zcode_plugin.checkpoint import io
     from zcode_plugin.checkpoint.merge import merge
 
-    with step(f"merge {count(len(files), 'file')}") as current:
+    first = next(iter(files.values()))
+    with step(f"merge {count(len(files), 'file')}") as current, io.well_formed(first):
         state, report = merge(files)
         written = io.save(state, output)
         current.detail = str(output)

@@ -7,6 +7,7 @@ import json
 import shlex
 from typing import TYPE_CHECKING, Any
 
+from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.console import format_table, quiet_libraries
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import flag_of
@@ -133,8 +134,9 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         activations = measure_activations(options, args.length)
     except UserError:
         raise
-    except (AssertionError, ValueError) as error:  # fairseq's, of shapes that no model can have
-        raise UserError(f"flags of the model, after --: {error}") from error
+    except Exception as error:  # of shapes that no model can have; what fairseq raises is open
+        what = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"flags of the model, after --: {what}") from error
     element = forms.ELEMENTS[args.precision]
     rows, left_out = [], {}
     for form in possible_forms(
@@ -183,6 +185,10 @@ def _model_options(args: argparse.Namespace) -> argparse.Namespace:
     parser = _ModelParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
     MoETransformer.add_args(parser)
     options = parser.parse_args(args.extra)
+    if hasattr(options, "expert_parallel_size"):
+        raise UserError("give --expert-parallel-size before --, among the flags of zcode plan")
+    if getattr(options, "moe_expert_bits", FLOAT_BITS) != FLOAT_BITS:
+        raise UserError("--moe-expert-bits, after --: experts of few bits cannot be trained")
     options.arch = args.arch
     options.max_source_positions = options.max_target_positions = _POSITIONS
     fill(options, ARCHITECTURES[args.arch])

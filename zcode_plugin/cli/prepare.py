@@ -99,9 +99,10 @@ def run(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> Plan:
     if args.raw is None and not args.tsv:
         raise UserError("no text is given: name a folder with --raw or files with --tsv")
-    if "," in str(args.out):
-        raise UserError(f"--out {args.out}: fairseq-preprocess parts names at commas; use none")
-    check_no_colon(args.out)
+    place = args.out.resolve()  # where the data are made
+    if "," in str(place):
+        raise UserError(f"--out {place}: fairseq-preprocess parts names at commas; use none")
+    check_no_colon(place)
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers} must be at least 1")
     langs = None if args.langs is None else inventory.parse_languages(args.langs)

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     with io.well_formed(args.checkpoint):
         files, gathered = gather_whole(args.checkpoint)
         _check_prunable(gathered, files[0])
-        kept = choose(gathered.experts, _scores(args, gathered), _budget(args, gathered))
+        budget = _budget(args, gathered)
+    kept = choose(gathered.experts, _scores(args, gathered), budget)
     before = sum(path.stat().st_size for path in files)
     with step(f"prune {files[0].name}") as current, io.well_formed(args.checkpoint):
         prune(gathered, kept)

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--ranks {args.ranks} is too small: give at least 1")
     files = find_files(args.checkpoint, shards_too=True)
     whole = output_name(args.out, files[0])
-    with step(f"read {count(len(files), 'file')}") as current:
+    with step(f"read {count(len(files), 'file')}") as current, io.well_formed(files[0]):
         resharding = plan(
             files,
             args.ranks,
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     layout = resharding.after
     outputs = layout.paths(whole)
     check_outputs(outputs, whole, files, force=args.force)
-    with step(f"write {count(len(outputs), 'file')}") as current:
+    with step(f"write {count(len(outputs), 'file')}") as current, io.well_formed(files[0]):
         whole.parent.mkdir(exist_ok=True)
         written = io.save_all(zip(outputs, resharding.states(), strict=True))
         current.detail = str(outputs[0])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from zcode_plugin.cli.outputs import add_checkpoint_argument, check_file, check_outputs
 from zcode_plugin.console import count, format_table, quiet_libraries, step
+from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 from zcode_plugin.files import write_texts
 from zcode_plugin.flags import comma_list
@@ -67,6 +68,10 @@ def run(args: argparse.Namespace) -> int:
     check_no_colon(args.data)
     if args.max_tokens < 1:
         raise UserError(f"--max-tokens {args.max_tokens} is too small")
+    if args.capacity_factor < 0:
+        raise UserError(f"--capacity-factor {args.capacity_factor} must not be negative")
+    for pair in comma_list(args.pairs):
+        Pair.parse(pair, "--pairs")
     with io.well_formed(args.checkpoint):
         files, gathered = gather_whole(args.checkpoint)
     selection = Selection(
@@ -79,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         args.cpu,
     )
     with step(f"run {files[0].name} over {args.data} ({args.gen_subset})") as current:
-        with quiet_libraries(), io.well_formed(args.checkpoint):
+        with quiet_libraries():
             statistics = measure(gathered, str(files[0]), selection)
         current.detail = count(len(statistics.rows), "row")
     write_texts(dict(zip(outputs, (statistics.to_json(), statistics.to_csv()), strict=True)))

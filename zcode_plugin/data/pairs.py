@@ -34,10 +34,10 @@ class Pair:
         return "en->X" if english[0] else "X->en"
 
     @classmethod
-    def parse(cls, text: str) -> Pair:
+    def parse(cls, text: str, flag: str = "--lang-pairs") -> Pair:
         src, dash, tgt = text.strip().partition("-")
         if not (src and dash and tgt) or "-" in tgt:
-            raise UserError(f"--lang-pairs: {text!r} is no pair, write it as src-tgt")
+            raise UserError(f"{flag}: {text!r} is no pair, write it as src-tgt")
         return cls(src, tgt)
 
 

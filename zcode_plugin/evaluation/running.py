@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint import config, io
 from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.statistics import ExpertStatistics
 from zcode_plugin.checkpoint.vocabulary import languages_of
@@ -56,7 +57,9 @@ def measure(gathered: Gathered, name: str, selection: Selection) -> ExpertStatis
     """
     if not gathered.experts:
         raise UserError(f"{name} has no experts, of which there could be statistics")
-    model, task = load_model(gathered, name, selection)
+    _check_selection(gathered.state, name, selection)
+    with io.well_formed(Path(name)):
+        model, task = load_model(gathered, name, selection)
     task.load_dataset(selection.subset)
     use_cuda = torch.cuda.is_available() and not selection.cpu
     if use_cuda:
@@ -64,9 +67,11 @@ def measure(gathered: Gathered, name: str, selection: Selection) -> ExpertStatis
     if selection.capacity_factor > 0:
         _drop_as_in_training(model)
     torch.manual_seed(1)  # electra draws its proposals, and rts the tokens that stay
-    with load_statistics() as statistics, torch.no_grad():
-        for sample in batches(task, selection):
+    with load_statistics() as statistics, torch.no_grad(), _enough_memory(selection):
+        for sample in _readable(batches(task, selection), selection.data):
             _pass(model, task, _to_cuda(sample) if use_cuda else sample)
+    if not statistics.loads:
+        raise UserError(f"--max-tokens {selection.max_tokens}: no sentence fits; give more")
     origin = {
         "checkpoint": name,
         "updates": config.num_updates(gathered.state),
@@ -76,6 +81,52 @@ def measure(gathered: Gathered, name: str, selection: Selection) -> ExpertStatis
         "sentence_positions": POSITION_STARTS,
     }
     return ExpertStatistics(statistics.rows(), origin)
+
+
+def _check_selection(state: Mapping[str, Any], name: str, selection: Selection) -> None:
+    """What is asked of a task of stock, which has its one direction."""
+    task = config.section(state, "task")
+    if config.get(task, "multitask") is not None:
+        return
+    named = config.task_name(task)
+    if config.get(task, "source_lang") is None or config.get(task, "langs") is not None:
+        raise UserError(
+            f"{name} is of stock's task {named}, whose batches do not name their directions: there "
+            "are statistics of multitask_multilingual and translation"
+        )
+    for flag, given in (("--pairs", selection.pairs), ("--objectives", selection.objectives)):
+        if given:
+            raise UserError(
+                f"{flag} {','.join(given)}: {name} is of stock's task {named}, with one direction: "
+                "leave it out"
+            )
+
+
+@contextmanager
+def _enough_memory(selection: Selection) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not io.is_out_of_memory(error):
+            raise
+        raise UserError(
+            f"--max-tokens {selection.max_tokens} takes more memory than there is: give less"
+        ) from error
+
+
+def _readable(samples: Iterable[dict[str, Any]], data: Path) -> Iterator[dict[str, Any]]:
+    """The batches; files that are cut off are only seen when they are read."""
+    iterator = iter(samples)
+    while True:
+        try:
+            sample = next(iterator)
+        except StopIteration:
+            return
+        except (ValueError, IndexError, EOFError, OSError) as error:
+            raise UserError(
+                f"{data}: the data cannot be read ({error}): run fairseq-preprocess again"
+            ) from error
+        yield sample
 
 
 def load_model(gathered: Gathered, name: str, selection: Selection) -> tuple[Any, Any]:

@@ -14,7 +14,10 @@ from zcode_plugin.errors import UserError, suggestion
 from zcode_plugin.evaluation.generation import Translations
 
 # Languages written without spaces between words, for which 13a would count sentences as words.
-TOKENIZERS = {"zh": "zh", "ja": "char", "ko": "char", "th": "char", "lo": "char", "km": "char"}
+TOKENIZERS = {
+    **dict.fromkeys(("zh", "zho", "cmn", "yue"), "zh"),
+    **dict.fromkeys(("ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm"), "char"),
+}
 DEFAULT_TOKENIZER = "13a"
 GROUPS = ("X->en", "en->X", "other")
 # Scores by their name in JSON, in the order of the table's columns.

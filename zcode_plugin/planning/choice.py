@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from zcode_plugin.checkpoint.slices import check_divides
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.fully_sharded_checks import check_fully_sharded
-from zcode_plugin.models.moe_checks import check_zero_has_ranks
+from zcode_plugin.models.moe_checks import check_parallel, check_zero_has_ranks
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.sliced_checks import check_sliced
 from zcode_plugin.planning.forms import Form
@@ -58,10 +58,13 @@ def refusal(form: Form, precision: str, options: argparse.Namespace) -> str | No
         "fp16": precision != "fp32",
         precision.replace("-", "_"): True,
         "model_parallel_size": form.tensor,
+        "expert_parallel_size": form.parallel,
         "zero_sharding": "os" if form.zero == 1 else "none",
     }
     run = argparse.Namespace(**{**vars(options), **chosen})
     try:
+        if form.parallel > 1:
+            check_parallel(run)
         if form.zero == 3:
             check_fully_sharded(run, MoEConfig.from_namespace(options))
         if form.tensor > 1:

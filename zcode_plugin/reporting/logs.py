@@ -197,8 +197,15 @@ def read_logs(paths: Iterable[Path]) -> TrainingLog | None:
         UserError: a file cannot be read.
     """
     log = TrainingLog()
+    seen: set[tuple[Any, Any]] = set()
     for path in paths:
-        for record in _read(path):
+        records = list(_read(path))
+        moments = {(one["num_updates"], one["wall"]) for one in records if one and "wall" in one
+                   and "num_updates" in one}  # fmt: skip
+        if moments and moments <= seen:
+            continue  # the same output in another file, as of --log-file and standard output
+        seen |= moments
+        for record in records:
             if record is None:
                 log.damaged += 1
             else:

@@ -150,9 +150,9 @@ def load_checkpoint(
         made, vocabulary = _find_tasks(state, path, data)
         pieces = _find_pieces(sentencepiece, data, path, state, vocabulary)
         models, _ = checkpoint_utils.load_model_ensemble([str(path)], task=made.build())
-    model = models[0].to(getattr(torch, precision))
-    if torch.cuda.is_available() and not cpu:
-        model.cuda()
+        model = models[0].to(getattr(torch, precision))
+        if torch.cuda.is_available() and not cpu:
+            model.cuda()
     model.prepare_for_inference_(Namespace(generation=Namespace()))
     return LoadedCheckpoint(made, model, pieces)
 
