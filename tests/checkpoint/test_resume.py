@@ -183,6 +183,18 @@ def test_averages_need_averages_to_go_on_from(tmp_path: Path, way: str) -> None:
     )
 
 
+def test_averages_in_float32_are_not_divided_over_ranks(tmp_path: Path) -> None:
+    path = tmp_path / "one.pt"
+    state = rank_state(0, 1)
+    state["extra_state"]["ema_fp32_params"] = dict(state["model"])
+    torch.save(state, path)
+    given = {"finetune_from_model": str(path), "store_ema": True, "ema_fp32": True}
+    assert start(tmp_path / "new", 1, **given) == ""
+    assert start(tmp_path / "new", 2, expert_parallel_size=2, **given).startswith(
+        f"--ema-fp32: the averages in {path} are of all experts"
+    )
+
+
 def test_the_newest_whole_set_is_named(files: dict[int, Path], tmp_path: Path) -> None:
     for path in files.values():
         for updates in (10, 20):

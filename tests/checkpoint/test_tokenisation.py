@@ -13,14 +13,18 @@ from zcode_plugin.data.symbols import SPECIAL, language_token
 from zcode_plugin.errors import UserError
 
 
-def train(path: Path, seed: int) -> Path:
-    """A model of words that follow from the seed, of letters and syllables that do not."""
+def made_up(rng: random.Random, number: int) -> list[str]:
     syllables = [first + second for first in "bdfgklmnprst" for second in "aeiou"]
+    return ["".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(number)]
+
+
+def train(path: Path, seed: int) -> Path:
+    """A model of 100 words that are common to all seeds, and 50 of this one."""
     rng = random.Random(seed)
-    words = ["".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(150)]
+    words = made_up(random.Random(0), 100) + made_up(rng, 50)
     lines = [" ".join(rng.choices(words, k=8)) for _ in range(400)]
     SentencePieceTrainer.train(
-        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), vocab_size=250,
+        sentence_iterator=iter(lines), model_prefix=str(path.with_suffix("")), vocab_size=170,
         minloglevel=2,
     )  # fmt: skip
     return path

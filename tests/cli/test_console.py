@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from zcode_plugin.console import count, format_table, quiet_libraries, step, suggestion
+from zcode_plugin.console import count, format_table, quiet_libraries, step
+from zcode_plugin.errors import suggestion
 
 
 def test_table_is_as_wide_as_its_cells() -> None:

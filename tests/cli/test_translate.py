@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -160,8 +161,13 @@ def test_progress_is_shown_on_a_terminal_and_an_interruption_leaves_nothing(
         told = b""
         while b"6 lines" not in told:
             told += os.read(ours, 1000)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(120) == 130
+        # Python loses an interruption that comes while an object is finalised: press it again.
+        for _ in range(3):
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                assert process.wait(20) == 130
+                break
+        assert process.poll() == 130
         told += os.read(ours, 1000)
     os.close(ours)
     assert told.decode().splitlines()[-1].endswith("zcode translate: interrupted")

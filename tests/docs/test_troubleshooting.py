@@ -14,6 +14,7 @@ FOREIGN = (
     "ERROR: ResolutionImpossible",
     "fairseq-train: error: argument --task",
     "terminate called",
+    "zcode_plugin: error: Minimum loss scale reached",
     "FloatingPointError: gradients",
     "RuntimeError: Error(s) in loading state_dict",
 )

@@ -252,6 +252,11 @@ def test_fp16(reversal: Path, tmp_path: Path, size: int) -> None:
         ({"eval_bleu": True}, "--eval-bleu .* use zcode evaluate"),
         ({"check_replicas": 5}, "--check-replicas .* leave it out"),
         ({"amp": True}, "--amp .* give --fp16"),
+        ({"no_last_checkpoints": True}, "--no-last-checkpoints .* leave it out"),
+        ({"encoder_layerdrop": 0.1}, "--encoder-layerdrop .* leave them out"),
+        ({"decoder_layerdrop": 0.1}, "--decoder-layerdrop .* leave them out"),
+        ({"zero_sharding": "os"}, "--zero-sharding os .* leave it out"),
+        ({"optimizer": "adafactor"}, "--optimizer adafactor.* give adam"),
         ({"heartbeat_timeout": 60}, "--heartbeat-timeout .* give --distributed-timeout instead"),
     ],
 )
@@ -265,6 +270,9 @@ def test_freezing_and_lost_steps_are_refused(monkeypatch: pytest.MonkeyPatch) ->
         check_fully_sharded(Namespace(), MoEConfig(freeze_except="gate"))
     with pytest.raises(UserError, match=r"--fp16 and --moe-balance bias .* --moe-balance loss"):
         check_fully_sharded(Namespace(fp16=True), MoEConfig(moe_balance="bias"))
+    # Where all ranks save, all gather.
+    check_fully_sharded(Namespace(no_last_checkpoints=True, use_sharded_state=True), MoEConfig())
+    check_fully_sharded(Namespace(no_last_checkpoints=True), MoEConfig(expert_parallel_size=2))
     offload = {"cpu_offload": True, "update_freq": [2]}
     check_fully_sharded(Namespace(**offload, cpu=True), MoEConfig())
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

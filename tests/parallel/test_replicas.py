@@ -12,7 +12,7 @@ from torch import nn
 
 from zcode_plugin.parallel.faults import RankError
 from zcode_plugin.parallel.replicas import check_replicas, checksum
-from zcode_plugin.parallel.topology import expert_topology
+from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 
 # Experts on two ranks each, everything random that can be.
 RUN = (
@@ -66,6 +66,21 @@ def test_all_ranks_name_the_one_that_drifted(corrupted: str | None, message: str
     said = run_ranks(_check, 4, corrupted)
     assert said == [said[0]] * 4
     assert message in said[0]
+
+
+def _check_model_of_stock(rank: int) -> str:
+    model = nn.Linear(2, 2)
+    nn.init.constant_(model.weight, float(rank))
+    try:
+        check_replicas(model, ExpertTopology(), 3)
+    except RankError as error:
+        return str(error)
+    return ""
+
+
+def test_models_that_know_nothing_of_experts_are_compared_too() -> None:
+    for said in run_ranks(_check_model_of_stock, 2):
+        assert "weight of rank 1 is not that of rank 0" in said
 
 
 def test_twenty_updates_keep_replicas_identical(reversal: Path, tmp_path: Path) -> None:

@@ -214,14 +214,20 @@ def test_a_merged_file_is_finetuned(
         assert torch.equal(run.weights[key], weight), key
 
 
-@pytest.mark.parametrize("option", [("--use-sharded-state",), ("--zero-sharding", "os")])
-def test_refusals(reversal: Path, tmp_path: Path, option: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--use-sharded-state",),
+         "--use-sharded-state cannot go with --model-parallel-size 2, whose slices know nothing of "
+         "it: drop one of them"),
+        (("--zero-sharding", "os"),
+         "--zero-sharding os cannot go with --ddp-backend fully_sharded: it spreads the "
+         "optimizer's state, and more, itself: leave it out"),
+    ],
+)  # fmt: skip
+def test_refusals(reversal: Path, tmp_path: Path, option: tuple[str, ...], message: str) -> None:
     line = [reversal, *OPTIONS, "--max-tokens", "300", "--save-dir", tmp_path / "save", *SHARDED]
     ranks = Ranks([*line, "--model-parallel-size", "2", *option], 2, tmp_path / "logs")
     assert ranks.exit_codes() == [2, 2]
-    message = (
-        f"zcode_plugin: error: {option[0]} cannot go with --model-parallel-size 2, whose slices "
-        "know nothing of it: drop one of them"
-    )
     for rank in (0, 1):
-        assert message in ranks.output(rank).splitlines()
+        assert f"zcode_plugin: error: {message}" in ranks.output(rank).splitlines()

@@ -117,6 +117,21 @@ def test_a_gate_by_numbers_of_tokens_is_told_that_they_changed(
         assert ("symbols have another number than in" in caplog.text) == (gate == "hash")
 
 
+def test_averages_of_another_vocabulary_are_refused(
+    grown: Callable[..., Any], pretrained: Path, tmp_path: Path, refusal: Callable[..., str]
+) -> None:
+    """Stock would load them row by row, and each symbol have the rows of another."""
+    from fairseq import tasks
+
+    state = io.load(pretrained)
+    state["extra_state"]["ema"] = state["model"]
+    io.save(state, tmp_path / "start.pt")
+    cfg = grown("--finetune-from-model", str(tmp_path / "start.pt"), "--store-ema")
+    task = tasks.setup_task(cfg.task)
+    told = refusal(lambda: task.build_model(cfg.model))
+    assert f"--store-ema: the averages in {tmp_path}/start.pt are of another vocabulary" in told
+
+
 @pytest.fixture
 def tuned(
     configure: Callable[..., Any], pretrained: Path, reversal: Path, tmp_path: Path

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import torch
 from distributed import run_ranks
+from fairseq.optim.fp16_optimizer import FP16Optimizer
+from omegaconf import OmegaConf
 from optimizers import adam
 from torch import nn
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.moe import Experts, MOELayer, TopKGate
+from zcode_plugin.parallel.faults import RankError
 from zcode_plugin.parallel.gradients import patch_optimizer
 from zcode_plugin.parallel.topology import ExpertTopology, expert_topology
 from zcode_plugin.tasks.start_checks import check_model, check_options
@@ -104,10 +107,14 @@ def test_experts_for_more_ranks_than_there_are() -> None:
         (["mt"], {"moe_gating_dropout": True, "find_unused_parameters": True}, ""),
         (["mt", "dae"], {"moe_gating_dropout": True, "find_unused_parameters": True},
          "some passes: give --ddp-backend legacy_ddp"),
+        (["mt"], {"encoder_layerdrop": 0.1}, "--encoder-layerdrop, which leaves layers unused"),
+        (["mt"], {"encoder_layerdrop": 0.1, "find_unused_parameters": True}, ""),
+        (["mt", "dae"], {"decoder_layerdrop": 0.1, "find_unused_parameters": True},
+         "some passes: give --ddp-backend legacy_ddp"),
     ],
 )  # fmt: skip
 def test_what_torchs_ddp_cannot_do(
-    objectives: list[str], flags: dict[str, bool], message: str
+    objectives: list[str], flags: dict[str, Any], message: str
 ) -> None:
     options = Namespace(ddp_backend="pytorch_ddp", **flags)
     first, second = run_ranks(_told, 2, options, objectives)
@@ -116,6 +123,17 @@ def test_what_torchs_ddp_cannot_do(
     assert bool(first) == bool(message)
     assert run_ranks(_told, 2, Namespace(**{**vars(options), "ddp_backend": "legacy_ddp"}),
                      objectives) == ["", ""]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cpu_offload": True}, "--cpu-offload needs --ddp-backend fully_sharded"),
+        ({"optimizer": "composite", "moe_balance": "bias"}, "give --moe-balance loss"),
+    ],
+)
+def test_optimizers_that_cannot_do_it(options: dict[str, Any], message: str) -> None:
+    assert message in _told(0, Namespace(**options), ["mt"])
 
 
 def _experts() -> nn.Module:
@@ -196,6 +214,44 @@ def test_gradients_that_are_no_numbers_end_a_run_of_one_process(
     assert "gradients are infinite or NaN: lower --lr" in refusal(
         lambda: optimizer.clip_grad_norm(1.0)
     )
+
+
+def _least_scale(shared: bool) -> FP16Optimizer:
+    """An optimizer whose loss scale cannot fall further, and an infinite gradient."""
+    parameters = [nn.Parameter(torch.zeros(2, dtype=torch.float16))]
+    common = {"fp16_init_scale": 4, "fp16_scale_window": 100, "fp16_scale_tolerance": 0.0}
+    common |= {"threshold_loss_scale": None, "min_loss_scale": 4.0, "bf16": False}
+    common |= {"fp16_no_flatten_grads": True, "on_cpu_convert_precision": False}
+    config = OmegaConf.create(
+        {
+            "common": common,
+            "optimizer": {"_name": "sgd", "lr": [0.1], "momentum": 0.0, "weight_decay": 0.0},
+            "optimization": {"update_freq": [1]},
+            "distributed_training": {"distributed_world_size": 1},
+        }
+    )
+    optimizer = FP16Optimizer.build_optimizer(config, parameters)
+    patch_optimizer(optimizer, expert_topology(2, [2]) if shared else ExpertTopology())
+    optimizer.zero_grad()
+    optimizer.backward(parameters[0].float().sum() * 1e30)
+    return optimizer
+
+
+def _least_scale_of_a_rank(rank: int) -> str:
+    try:
+        _least_scale(shared=True).clip_grad_norm(1.0)
+    except RankError as error:
+        return str(error)
+    return ""
+
+
+def test_a_loss_scale_that_cannot_fall_further_ends_the_run(refusal: Callable[..., str]) -> None:
+    """Stock would look for the place in a pass that knows nothing of gates."""
+    optimizer = _least_scale(shared=False)
+    told = refusal(lambda: optimizer.clip_grad_norm(1.0))
+    assert "Minimum loss scale reached (4.0). Your loss is probably exploding" in told
+    for said in run_ranks(_least_scale_of_a_rank, 2):
+        assert said.startswith("Minimum loss scale reached (4.0)")
 
 
 @pytest.mark.parametrize(("shared", "norm"), [(False, 5.0), (True, 13.0)])

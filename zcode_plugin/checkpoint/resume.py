@@ -139,6 +139,18 @@ def _check_averages(options: Any, path: Path, state: Mapping[str, Any]) -> None:
         )
 
 
+def _check_float_averages(
+    options: Any, path: Path, state: Mapping[str, Any], layout: Layout
+) -> None:
+    """Stock takes these as they are in the file, of all experts and whole layers."""
+    has_them = "ema_fp32_params" in (state.get("extra_state") or {})
+    if has_them and config.get(options, "ema_fp32") and (layout.parallel > 1 or layout.tensor > 1):
+        raise UserError(
+            f"--ema-fp32: the averages in {path} are of all experts and whole layers, which a rank "
+            "has not: leave the flag out"
+        )
+
+
 def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict[str, Any]] | None:
     """With `--use-sharded-state`: the first shard of a whole set; None at a first start."""
     finish_save(whole, layout.shards(whole))
@@ -200,6 +212,7 @@ def _check_first_start(options: Any, whole: Path, layout: Layout) -> str | None:
         state = io.load_options(Path(pretrained))
         config.check_not_quantised(state, Path(pretrained), "to train on")
         _check_averages(options, Path(pretrained), state)
+        _check_float_averages(options, Path(pretrained), state, layout)
         return str(pretrained)
     _check_no_other_layout(whole, layout)
     if is_named:

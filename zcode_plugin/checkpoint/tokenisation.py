@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fairseq.data import Dictionary
+
 from zcode_plugin.checkpoint import config
 from zcode_plugin.checkpoint.export_options import REMEDY
 from zcode_plugin.checkpoint.folders import SENTENCEPIECE
 from zcode_plugin.checkpoint.vocabulary import languages_of, symbols_of
-from zcode_plugin.data.languages import add_special_symbols, resolve_languages
+from zcode_plugin.data.languages import add_special_symbols, find_dictionary, resolve_languages
 from zcode_plugin.data.objectives import KNOWN
 from zcode_plugin.data.pairs import stored_pairs
 from zcode_plugin.data.symbols import SPECIAL, language_token, objective_token
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import comma_list
-from zcode_plugin.tasks.multitask_multilingual import MultitaskMultilingualTask
 
 # Two models of halves of one text have 60 to 70% of their pieces in common.
 _LEAST_SHARE = 0.9
@@ -117,7 +118,7 @@ def _read_symbols(
         return None
     if not langs:
         raise UserError(f"--data {data} holds no binarised pairs: give the directory of training")
-    dictionary = MultitaskMultilingualTask.shared_dictionary([data], langs)
+    dictionary = Dictionary.load(str(find_dictionary([data], langs)))
     add_special_symbols(dictionary, langs, KNOWN if with_objectives else ())
     return list(dictionary.symbols)
 

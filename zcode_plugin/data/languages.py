@@ -7,11 +7,9 @@ from pathlib import Path
 
 from fairseq.data import Dictionary
 
-from zcode_plugin.data.pairs import Pair
+from zcode_plugin.data.pairs import LANGS_FILE, Pair
 from zcode_plugin.data.symbols import MASK, language_token, objective_token
 from zcode_plugin.errors import UserError
-
-LANGS_FILE = "langs.txt"
 
 
 def resolve_languages(
@@ -74,3 +72,26 @@ def dictionary_of(symbols: Sequence[str]) -> Dictionary:
     for symbol in symbols[dictionary.nspecial :]:
         dictionary.add_symbol(symbol, overwrite=True)  # each gets a number, as in the list
     return dictionary
+
+
+def find_dictionary(shards: Sequence[Path], langs: Sequence[str]) -> Path:
+    """The dictionary of all languages; folders after the first may leave theirs out.
+
+    Raises:
+        UserError: there is none, or there are several.
+    """
+    paths = [directory / f"dict.{lang}.txt" for directory in shards for lang in langs]
+    paths = [path for path in paths if path.exists()]
+    if not paths or paths[0].parent != shards[0]:
+        raise UserError(
+            f"{shards[0]} has no dict.{langs[0]}.txt: binarise it with zcode prepare or "
+            "fairseq-preprocess"
+        )
+    first_bytes = paths[0].read_bytes()
+    different = [path for path in paths if path.read_bytes() != first_bytes]
+    if different:
+        raise UserError(
+            f"{paths[0]} and {different[0]} differ, but all languages share one dictionary: "
+            "binarise with --joined-dictionary, or one --srcdict for all"
+        )
+    return paths[0]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from zcode_plugin.errors import UserError
 
+LANGS_FILE = "langs.txt"  # the languages, in the order of their tokens
 _PAIR_FILE = re.compile(r"(?P<split>.+)\.(?P<src>[^.-]+)-(?P<tgt>[^.-]+)\.(?P<lang>[^.-]+)\.idx")
 
 

@@ -91,6 +91,7 @@ class Electra(nn.Module):
         with torch.no_grad():
             # A row that is no number draws anything: the loss says what is wrong, in one line.
             probabilities_NV = scores_NV.float().softmax(1).nan_to_num_(nan=1.0)
+            probabilities_NV.clamp_min_(torch.finfo(torch.float32).tiny)  # some symbol is left
             probabilities_NV[:, encoder.padding_idx] = 0  # the encoder would not see it
             proposed_N = torch.multinomial(probabilities_NV, 1).squeeze(1)
             tokens_BS = src_tokens.clone()

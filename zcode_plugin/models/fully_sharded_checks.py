@@ -6,6 +6,7 @@ from argparse import Namespace
 
 import torch
 
+from zcode_plugin.checkpoint.config import asks_for_zero_sharding
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import is_given
 from zcode_plugin.models.moe_config import MoEConfig
@@ -56,6 +57,25 @@ def _refused(args: Namespace, moe: MoEConfig) -> dict[str, tuple[bool, str]]:
         "--heartbeat-timeout": (
             getattr(args, "heartbeat_timeout", -1) > 0,
             "its wrapper hides the shards: give --distributed-timeout instead",
+        ),
+        "--no-last-checkpoints": (
+            is_given(args, "no_last_checkpoints")
+            and moe.expert_parallel_size == 1
+            and not is_given(args, "use_sharded_state"),
+            "where nothing is saved the first rank does not gather what all others wait for: leave "
+            "it out",
+        ),
+        "--encoder-layerdrop and --decoder-layerdrop": (
+            is_given(args, "encoder_layerdrop") or is_given(args, "decoder_layerdrop"),
+            "ranks would drop different layers, whose shards all of them hold: leave them out",
+        ),
+        "--zero-sharding os": (
+            asks_for_zero_sharding(args),
+            "it spreads the optimizer's state, and more, itself: leave it out",
+        ),
+        "--optimizer adafactor, adagrad and lamb": (
+            getattr(args, "optimizer", None) in ("adafactor", "adagrad", "lamb"),
+            "stock takes none of them for flat shards: give adam",
         ),
         "--store-ema": (
             is_given(args, "store_ema"),

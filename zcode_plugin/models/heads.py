@@ -63,7 +63,8 @@ def fit_heads(state_dict: dict[str, Any], model: nn.Module) -> None:
     dropped = [name for name in state_dict if name.startswith(HEADS) and name not in own]
     for name in dropped:
         del state_dict[name]
-    added = {name: value for name, value in own.items() if name not in state_dict}
+    # Copies: with weights in shards these are views of what is gathered for a moment alone.
+    added = {name: value.clone() for name, value in own.items() if name not in state_dict}
     state_dict.update(added)
     for what, names in (
         ("left out of the checkpoint, no objective needs it", dropped),

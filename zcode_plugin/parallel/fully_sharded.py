@@ -28,6 +28,7 @@ from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.parallel.faults import set_timeout
 from zcode_plugin.parallel.fully_sharded_state import gather_state, shard_state
 from zcode_plugin.parallel.gradients import (
+    diverging_together,
     ends_at_overflow,
     optimizer_parameters,
     refuse_unless_finite,
@@ -243,9 +244,11 @@ def patch_optimizer(optimizer: Any, topology: ExpertTopology, slicing: TensorSli
         parameters = optimizer_parameters(optimizer)
 
         def over_ranks(own_norm: Tensor) -> Tensor:
-            return _norm_over_ranks(parameters, slicing).to(own_norm.device)
+            # Where gradients lie, which may be the host: stock multiplies them by it.
+            return _norm_over_ranks(parameters, slicing).to(parameters[0].device)
 
-        norm = stock_clip(max_norm, aggregate_norm_fn=over_ranks)
+        with diverging_together():
+            norm = stock_clip(max_norm, aggregate_norm_fn=over_ranks)
         if ends_at_overflow(optimizer):
             refuse_unless_finite(norm, parameters)
         return norm

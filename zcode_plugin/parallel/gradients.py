@@ -9,7 +9,8 @@ gradient norm leaves experts out, while its clipping scales them by it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ def patch_optimizer(
                 dense_norm = aggregate_norm_fn(dense_norm)
             return add_expert_norm(dense_norm, optimizer_parameters(optimizer), topology)
 
-        norm = stock_clip(max_norm, aggregate_norm_fn=with_experts)
+        with diverging_together():
+            norm = stock_clip(max_norm, aggregate_norm_fn=with_experts)
         if ends_at_overflow(optimizer):
             refuse_unless_finite(norm, optimizer_parameters(optimizer))
         return norm
@@ -91,6 +93,26 @@ def ends_at_overflow(optimizer: Any) -> bool:
     return getattr(optimizer, "scaler", None) is None
 
 
+@contextmanager
+def diverging_together() -> Iterator[None]:
+    """End the run on all ranks when the loss scale has fallen to its least, in one line.
+
+    Stock would look for infinities in another pass; an `OverflowError`, which skips an update, is
+    its own business.
+
+    Raises:
+        RankError: on every rank, since all scale alike.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise RankError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]
+
+
 def end_when_spoilt(optimizer: Any) -> None:
     """End a run whose ranks hold the same, in one line; for one instance, and only once.
 
@@ -103,7 +125,10 @@ def end_when_spoilt(optimizer: Any) -> None:
 
     @exits_on_user_error
     def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
-        norm: Tensor = stock_clip(max_norm, aggregate_norm_fn)
+        try:
+            norm: Tensor = stock_clip(max_norm, aggregate_norm_fn)
+        except FloatingPointError as error:  # the scaler's, as in `diverging_together`
+            raise UserError(_first_line(error)) from error
         if ends_at_overflow(optimizer) and not torch.isfinite(norm):
             raise UserError("gradients are infinite or NaN: lower --lr, or give --clip-norm 1")
         return norm

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from zcode_plugin.parallel.faults import RankError
 from zcode_plugin.parallel.tensor import is_sliced
-from zcode_plugin.parallel.topology import ExpertTopology
+from zcode_plugin.parallel.topology import ExpertTopology, world_size
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _CHUNK = 1 << 20  # elements whose 64-bit copies are in memory at a time
@@ -45,7 +45,7 @@ def check_replicas(
     Raises:
         RankError: some differ; all ranks raise it, with the names of ranks and parameters.
     """
-    world = topology.world_size * tensor
+    world = world_size()
     if world == 1:
         return
     names, tensors = zip(*_weights(model), strict=True)

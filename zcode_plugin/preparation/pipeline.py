@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zcode_plugin.console import count, step
-from zcode_plugin.data.languages import LANGS_FILE
+from zcode_plugin.data.pairs import LANGS_FILE
 from zcode_plugin.errors import UserError
 from zcode_plugin.preparation import subwords
 from zcode_plugin.preparation.binarise import SideStatistics, binarise

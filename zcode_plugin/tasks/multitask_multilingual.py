@@ -14,7 +14,12 @@ from torch import Tensor
 from zcode_plugin.checkpoint.vocabulary import check_same, symbols_of
 from zcode_plugin.data.collating import Collater
 from zcode_plugin.data.corpora import prepend
-from zcode_plugin.data.languages import add_special_symbols, dictionary_of, resolve_languages
+from zcode_plugin.data.languages import (
+    add_special_symbols,
+    dictionary_of,
+    find_dictionary,
+    resolve_languages,
+)
 from zcode_plugin.data.multitask_dataset import MultitaskDataset, Stream
 from zcode_plugin.data.objectives import KNOWN, parse_objectives, parse_token_budgets
 from zcode_plugin.data.pairs import Pair, all_pairs, pair_prefix
@@ -91,28 +96,9 @@ class MultitaskMultilingualTask(TrainingTask):
         langs = resolve_languages(directory, comma_list(cfg.langs), cfg.lang_dict, needed)
         if not langs:
             raise UserError(f"{directory} holds no binarised pairs: name languages with --langs")
-        dictionary = cls.shared_dictionary(shards, langs)
+        dictionary = cls.load_dictionary(str(find_dictionary(shards, langs)))
         add_special_symbols(dictionary, langs, KNOWN if cfg.objective_token else ())
         return cls(cfg, dictionary, langs, pairs)
-
-    @classmethod
-    def shared_dictionary(cls, shards: list[Path], langs: list[str]) -> Dictionary:
-        """The dictionary of all languages; shards after the first may leave theirs out."""
-        paths = [directory / f"dict.{lang}.txt" for directory in shards for lang in langs]
-        paths = [path for path in paths if path.exists()]
-        if not paths or paths[0].parent != shards[0]:
-            raise UserError(
-                f"{shards[0]} has no dict.{langs[0]}.txt: binarise it with zcode prepare or "
-                "fairseq-preprocess"
-            )
-        first_bytes = paths[0].read_bytes()
-        different = [path for path in paths if path.read_bytes() != first_bytes]
-        if different:
-            raise UserError(
-                f"{paths[0]} and {different[0]} differ, but all languages share one dictionary: "
-                "binarise with --joined-dictionary, or one --srcdict for all"
-            )
-        return cls.load_dictionary(str(paths[0]))
 
     @property
     def corpora(self) -> dict[str, list[str]]:

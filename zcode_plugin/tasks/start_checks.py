@@ -58,8 +58,25 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
         check_slices_have_ranks(options)
         check_sizes(getattr(options, "expert_parallel_size", 1), 1, _counts(options))
         check_zero_has_ranks(options)
+    _check_optimizer(options)
     check_zero_precision(options)
     _check_backend(options, objectives)
+
+
+def _check_optimizer(options: Any) -> None:
+    backend = getattr(options, "ddp_backend", None)
+    if is_given(options, "cpu_offload") and backend != "fully_sharded":
+        raise UserError(
+            "--cpu-offload needs --ddp-backend fully_sharded, which holds weights in shards"
+        )
+    if (
+        getattr(options, "optimizer", None) == "composite"
+        and getattr(options, "moe_balance", None) == "bias"
+    ):
+        raise UserError(
+            "--moe-balance bias cannot follow --optimizer composite, which has no step of its own: "
+            "give --moe-balance loss"
+        )
 
 
 def check_model(options: Any, model: Any, objectives: Sequence[str]) -> None:
@@ -129,11 +146,16 @@ def _check_backend(options: Any, objectives: Sequence[str]) -> None:
     apart = [name for name in objectives if name in MASKED]
     instead = "give --ddp-backend legacy_ddp"
     finds = is_given(options, "find_unused_parameters")
-    if getattr(options, "moe_gating_dropout", 0) and (len(objectives) > 1 or not finds):
+    sometimes_unused = {
+        "--moe-gating-dropout, which leaves gates": is_given(options, "moe_gating_dropout"),
+        "--encoder-layerdrop, which leaves layers": is_given(options, "encoder_layerdrop"),
+        "--decoder-layerdrop, which leaves layers": is_given(options, "decoder_layerdrop"),
+    }
+    flag = first_given(sometimes_unused)
+    if flag and (len(objectives) > 1 or not finds):
         only = len(objectives) == 1
         raise UserError(
-            f"--ddp-backend {backend} cannot train with --moe-gating-dropout, which leaves gates "
-            f"unused in some passes: {instead}"
+            f"--ddp-backend {backend} cannot train with {flag} unused in some passes: {instead}"
             + (", or add --find-unused-parameters" if only else "")
         )
     if apart and len(objectives) > 1:

@@ -134,6 +134,11 @@ class TrainingTask(FairseqTask):
         rows_V = rows_for(io.load_options(pretrained), self.dictionary.symbols, pretrained)
         if rows_V is None:
             return
+        if getattr(cfg, "store_ema", False):
+            raise UserError(
+                f"--store-ema: the averages in {pretrained} are of another vocabulary than this "
+                "run's: leave the flag out"
+            )
         if not isinstance(model, MoETransformer):
             raise UserError(
                 f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
