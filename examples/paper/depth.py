@@ -4,22 +4,43 @@
 A decoder's layer runs once for every token that is written, an encoder's once for a sentence, so
 layers that move from the decoder to the encoder make translation faster. Dense and MoE models of
 both shapes, trained alike, one seed; every other layer of the encoder has experts, so there are 2
-of them in 4 + 2 layers and 1 in 3 + 3; p is of sacreBLEU's paired bootstrap against 4 + 2 layers.
-Tokens per second are those of fairseq-generate on one thread, medians of rounds that alternate.
+of them in 4 + 2 layers and 1 in 3 + 3; p is of sacreBLEU's paired bootstrap, between the shapes of
+a kind and between the kinds of a shape. Tokens per second are those of fairseq-generate on one
+thread, medians of rounds that alternate.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import decoding
 import quality
 from results import Report, Table
 from study import DENSE, MOE, Scale, main
-from trainings import Study
+from trainings import Run, Study
 
 from zcode_plugin.data.pairs import Pair
 
 DEEP, EVEN = "4 + 2", "3 + 3"
 KINDS = {"dense": DENSE, "MoE": MOE}
+
+
+class Comparison(NamedTuple):
+    """Paired tests of one model against another.
+
+    Attributes:
+        what: both are.
+        table: name of the table.
+        baseline, other: what differs.
+        tests: of all sentences.
+    """
+
+    what: str
+    table: str
+    baseline: str
+    other: str
+    tests: list[quality.Test]
 
 
 def body(study: Study, scale: Scale) -> Report:
@@ -31,12 +52,7 @@ def body(study: Study, scale: Scale) -> Report:
     }
     study.train(runs.values())
     evaluated = dict(zip(runs, study.evaluate([*runs.values()]), strict=True))
-    tests = {
-        kind: quality.significance(
-            {shape: [study.results(runs[kind, shape])] for shape in (DEEP, EVEN)}, [1], DEEP
-        )
-        for kind in KINDS
-    }
+    compared = comparisons(study, runs)
     settings = decoding.settings(scale)
     speed = decoding.speeds(
         study,
@@ -63,17 +79,33 @@ def body(study: Study, scale: Scale) -> Report:
         seeds=[1],
         tables=[
             Table("depth", "Quality, and speed of translation", columns, rows),
-            *(
-                quality.significance_table(f"depth-significance-{kind.lower()}", one, DEEP)
-                for kind, one in tests.items()
-            ),
+            *(quality.significance_table(one.table, one.tests, one.baseline) for one in compared),
         ],
         findings=[
             f"4 + 2 layers translate {min(ratios):.2f} to {max(ratios):.2f} times as fast.",
-            *(f"{kind}: {quality.finding(one, EVEN, DEEP)}" for kind, one in tests.items()),
+            *(
+                f"{one.what}: {quality.finding(one.tests, one.other, one.baseline)}"
+                for one in compared
+            ),
         ],
         details={"updates": scale.updates},
     )
+
+
+def comparisons(study: Study, runs: Mapping[tuple[str, str], Run]) -> list[Comparison]:
+    """The shapes of each kind, and the kinds of each shape."""
+    shapes, kinds = (DEEP, EVEN), tuple(KINDS)
+    found = []
+    for kind in kinds:
+        paths = {shape: [study.results(runs[kind, shape])] for shape in shapes}
+        tests = quality.significance(paths, [1], DEEP)
+        found.append(Comparison(kind, f"depth-significance-{kind.lower()}", DEEP, EVEN, tests))
+    for shape in shapes:
+        paths = {kind: [study.results(runs[kind, shape])] for kind in kinds}
+        tests = quality.significance(paths, [1], kinds[0])
+        name = f"depth-experts-{shape[0]}{shape[-1]}"
+        found.append(Comparison(f"{shape} layers", name, kinds[0], kinds[1], tests))
+    return found
 
 
 if __name__ == "__main__":
