@@ -145,7 +145,7 @@ def test_an_exception_ends_all_ranks(
 @pytest.mark.parametrize(
     ("place", "options"),
     [
-        (in_all_to_all, ["--disable-validation"]),
+        pytest.param(in_all_to_all, ["--disable-validation"], marks=pytest.mark.slow),
         pytest.param(in_validation, [], marks=pytest.mark.slow),
         (in_save, ["--disable-validation"]),
     ],

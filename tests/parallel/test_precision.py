@@ -47,8 +47,7 @@ def test_pytorch_ddp_equals_one_process(reversal: Path, tmp_path: Path) -> None:
     [
         pytest.param(
             precision, backend, id=f"{precision[0]}-{backend}",
-            marks=[] if backend == "legacy_ddp" and "efficient" not in precision[0] else
-            pytest.mark.slow,
+            marks=[] if (precision[0], backend) == ("--fp16", "legacy_ddp") else pytest.mark.slow,
         )
         for precision in HALF
         for backend in ("legacy_ddp", "pytorch_ddp")
