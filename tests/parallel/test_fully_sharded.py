@@ -180,6 +180,26 @@ def test_resuming_in_other_layouts(reversal: Path, tmp_path: Path, world: int, s
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_head_that_the_file_has_not_begins_as_without_shards(
+    reversal: Path, tmp_path: Path, size: int
+) -> None:
+    source, single, sharded = tmp_path / "source", tmp_path / "single", tmp_path / "sharded"
+    run_layout(reversal, source, 1, 1, updates=1)
+    start = (
+        "--finetune-from-model", source / "save" / "checkpoint_last.pt", "--lr", "0",
+        "--multitask", "mt:1,mlm:1",
+    )  # fmt: skip
+    run_layout(reversal, single, 1, 1, *start, updates=1)
+    run_layout(reversal, sharded, 2, size, *SHARDED, *start, updates=1)
+    own, others = weights(single), weights(sharded)
+    assert [key for key in own if key.startswith("heads.mlm")]
+    assert own.keys() == others.keys()
+    for key, weight in own.items():
+        assert torch.equal(others[key], weight), key
+
+
+@pytest.mark.slow
 def test_a_run_in_shards_moves_to_one_process(adam: Path, reversal: Path, tmp_path: Path) -> None:
     two, one = tmp_path / "two", tmp_path / "one"
     run_layout(reversal, two, 2, 2, *SHARDED, updates=3)
