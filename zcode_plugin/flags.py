@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -12,7 +12,9 @@ def flag_of(name: str) -> str:
 
 
 def comma_list(value: Any) -> list[str]:
-    """`"a,b"` -> ["a", "b"]; None and "" -> []."""
+    """`"a,b"` -> ["a", "b"], and so a list of them, as some tasks of stock have; None, "" -> []."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [str(part) for part in value]
     return [part.strip() for part in str(value or "").split(",") if part.strip()]
 
 

@@ -94,18 +94,27 @@ def body(study: Study, scale: Scale) -> Report:
 
 def comparisons(study: Study, runs: Mapping[tuple[str, str], Run]) -> list[Comparison]:
     """The shapes of each kind, and the kinds of each shape."""
-    shapes, kinds = (DEEP, EVEN), tuple(KINDS)
-    found = []
-    for kind in kinds:
-        paths = {shape: [study.results(runs[kind, shape])] for shape in shapes}
-        tests = quality.significance(paths, [1], DEEP)
-        found.append(Comparison(kind, f"depth-significance-{kind.lower()}", DEEP, EVEN, tests))
-    for shape in shapes:
-        paths = {kind: [study.results(runs[kind, shape])] for kind in kinds}
-        tests = quality.significance(paths, [1], kinds[0])
-        name = f"depth-experts-{shape[0]}{shape[-1]}"
-        found.append(Comparison(f"{shape} layers", name, kinds[0], kinds[1], tests))
-    return found
+
+    def compare(what: str, table: str, contestants: Mapping[str, Run]) -> Comparison:
+        baseline, other = contestants
+        paths = {name: [study.results(run)] for name, run in contestants.items()}
+        return Comparison(what, table, baseline, other, quality.significance(paths, [1], baseline))
+
+    shapes = (DEEP, EVEN)
+    return [
+        *(
+            compare(kind, f"depth-significance-{kind.lower()}", {s: runs[kind, s] for s in shapes})
+            for kind in KINDS
+        ),
+        *(
+            compare(
+                f"{shape} layers",
+                f"depth-experts-{shape[0]}{shape[-1]}",
+                {kind: runs[kind, shape] for kind in KINDS},
+            )
+            for shape in shapes
+        ),
+    ]
 
 
 if __name__ == "__main__":

@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from distributed import run_ranks
-from fairseq.optim.fp16_optimizer import FP16Optimizer
-from fairseq.optim.sgd import SGD
-from omegaconf import OmegaConf
-from torch import Tensor, nn
+from optimizers import half_sgd, sgd
+from torch import Tensor
 
 from zcode_plugin.moe import GateOptions, LayerStats, TopKGate
 from zcode_plugin.parallel.balancing import LoadBalancer, follow_optimizer
@@ -64,32 +62,12 @@ def test_loads_are_summed_over_ranks() -> None:
     assert run_ranks(_rank_updates, 2) == [expected, expected]
 
 
-def optimizer(model: nn.Module, fp16: bool) -> SGD | FP16Optimizer:
-    parameters = list(model.parameters())
-    config = OmegaConf.create({"lr": [0.1], "momentum": 0.0, "weight_decay": 0.0})
-    stock = SGD(config, parameters)
-    if not fp16:
-        return stock
-    common = {"fp16_init_scale": 4, "fp16_scale_window": 100, "fp16_scale_tolerance": 0.0}
-    common |= {"threshold_loss_scale": None, "min_loss_scale": 1e-4, "bf16": False}
-    common |= {"fp16_no_flatten_grads": True, "on_cpu_convert_precision": False}
-    config = OmegaConf.create(
-        {
-            "common": common,
-            "optimizer": {"_name": "sgd", "lr": [0.1], "momentum": 0.0, "weight_decay": 0.0},
-            "optimization": {"update_freq": [1]},
-            "distributed_training": {"distributed_world_size": 1},
-        }
-    )
-    return FP16Optimizer.build_optimizer(config, parameters)
-
-
 @pytest.mark.parametrize("fp16", [False, True])
 def test_loads_live_as_long_as_gradients(fp16: bool) -> None:
     layer = gate(2)
     if fp16:
         layer.half()
-    stock = optimizer(layer, fp16)
+    stock = (half_sgd if fp16 else sgd)(layer.parameters())
     balancer = LoadBalancer({"a": layer}, rate=0.25)
     follow_optimizer(balancer, stock)
     follow_optimizer(balancer, stock)  # a second call changes nothing
@@ -106,7 +84,7 @@ def test_loads_live_as_long_as_gradients(fp16: bool) -> None:
 
 def test_an_overflow_moves_nothing() -> None:
     layer = gate(2).half()
-    stock = optimizer(layer, fp16=True)
+    stock = half_sgd(layer.parameters())
     balancer = LoadBalancer({"a": layer}, rate=0.25)
     follow_optimizer(balancer, stock)
     stock.zero_grad()

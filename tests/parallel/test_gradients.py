@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from distributed import run_ranks
-from fairseq.optim.sgd import SGD
-from omegaconf import OmegaConf
+from optimizers import sgd
 from torch import Tensor, nn
 
 from zcode_plugin.parallel.gradients import clip_experts_alone, reduce_expert_gradients
@@ -45,8 +44,7 @@ def test_an_expert_that_one_rank_holds_has_its_sum_of_all_tokens_over_the_ranks(
 def test_experts_alone_are_clipped(max_norm: float, expected: list[float]) -> None:
     """Only down, and with 0 not at all; the norm is that of all ranks."""
     parameters = [expert([3.0, 4.0]), expert(None)]
-    config = OmegaConf.create({"lr": [0.1], "momentum": 0.0, "weight_decay": 0.0})
-    optimizer = SGD(config, parameters)
+    optimizer = sgd(parameters)
     clip_experts_alone(optimizer)
 
     def add_norm(dense_norm: Tensor) -> Tensor:

@@ -11,8 +11,7 @@ import pytest
 import torch
 from distributed import run_ranks
 from fairseq.optim.fp16_optimizer import FP16Optimizer
-from omegaconf import OmegaConf
-from optimizers import adam
+from optimizers import adam, half_sgd
 from torch import nn
 
 from zcode_plugin.errors import UserError
@@ -219,18 +218,7 @@ def test_gradients_that_are_no_numbers_end_a_run_of_one_process(
 def _least_scale(shared: bool) -> FP16Optimizer:
     """An optimizer whose loss scale cannot fall further, and an infinite gradient."""
     parameters = [nn.Parameter(torch.zeros(2, dtype=torch.float16))]
-    common = {"fp16_init_scale": 4, "fp16_scale_window": 100, "fp16_scale_tolerance": 0.0}
-    common |= {"threshold_loss_scale": None, "min_loss_scale": 4.0, "bf16": False}
-    common |= {"fp16_no_flatten_grads": True, "on_cpu_convert_precision": False}
-    config = OmegaConf.create(
-        {
-            "common": common,
-            "optimizer": {"_name": "sgd", "lr": [0.1], "momentum": 0.0, "weight_decay": 0.0},
-            "optimization": {"update_freq": [1]},
-            "distributed_training": {"distributed_world_size": 1},
-        }
-    )
-    optimizer = FP16Optimizer.build_optimizer(config, parameters)
+    optimizer = half_sgd(parameters, min_loss_scale=4.0)
     patch_optimizer(optimizer, expert_topology(2, [2]) if shared else ExpertTopology())
     optimizer.zero_grad()
     optimizer.backward(parameters[0].float().sum() * 1e30)

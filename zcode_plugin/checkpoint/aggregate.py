@@ -19,9 +19,9 @@ from zcode_plugin.checkpoint.average import mean
 from zcode_plugin.checkpoint.gather import Gathered
 from zcode_plugin.checkpoint.names import HEADS
 from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE
-from zcode_plugin.checkpoint.vocabulary import check_alike
+from zcode_plugin.checkpoint.vocabulary import check_alike, directions_of
 from zcode_plugin.errors import UserError
-from zcode_plugin.flags import comma_list, flag_of
+from zcode_plugin.flags import flag_of
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.stored import as_namespace
 from zcode_plugin.moe.token_signs import SIGNS
@@ -209,17 +209,12 @@ def _certainty(logits_TE: Tensor, k: int, factor: float) -> float:
 
 def _put_directions(models: Sequence[Gathered], state: dict[str, Any]) -> None:
     """The aggregate has the directions of all models, as far as all say theirs."""
-    named = [_directions(model.state) for model in models]
+    named = [directions_of(model.state) for model in models]
     if not all(named) or all(one == named[0] for one in named):
         return
     pairs = list(dict.fromkeys(pair for one in named for pair in one))
     state["task_state"] = {**(state.get("task_state") or {}), "lang_pairs": pairs}
     config.put(config.section(state, "task"), "lang_pairs", ",".join(pairs))
-
-
-def _directions(state: Mapping[str, Any]) -> list[str]:
-    stated = (state.get("task_state") or {}).get("lang_pairs")
-    return list(stated or comma_list(config.get(config.section(state, "task"), "lang_pairs")))
 
 
 def _finish(state: dict[str, Any], counts: dict[str, int], weights: dict[str, Any]) -> None:

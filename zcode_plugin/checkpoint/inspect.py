@@ -7,7 +7,7 @@ of any model can be looked at.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import torch
 from zcode_plugin.checkpoint import config, io, names
 from zcode_plugin.checkpoint.gather import find_files, gather
 from zcode_plugin.checkpoint.tensors import WEIGHTS_IN_EXTRA_STATE, identity, tied_entries
+from zcode_plugin.checkpoint.vocabulary import directions_of, languages_of
+from zcode_plugin.flags import comma_list
 
 # A name in `--multitask`, where weights may have commas, too: `mt:1,dae:0@0,1@4000`.
 _OBJECTIVE = re.compile(r"(?:^|,)\s*([A-Za-z_]\w*)")
@@ -94,9 +96,9 @@ def inspect(path: Path) -> Contents:
     gathered = gather(files)
     state, tensors = gathered.state, _tensors(gathered.state["model"])
     model, task = config.section(state, "model"), config.section(state, "task")
-    task_state = state.get("task_state")
     top_k = _number(config.get(model, "moe_top_k", 1)) if gathered.experts else None
-    langs = _names(config.get(task_state, "langs")) or _names(config.get(task, "langs"))
+    langs = languages_of(state) or comma_list(config.get(task, "langs"))
+    direction = _direction(task)
     return Contents(
         files=[str(file) for file in files],
         bytes=sum(file.stat().st_size for file in files),
@@ -104,8 +106,8 @@ def inspect(path: Path) -> Contents:
         arch=_text(config.get(model, "arch") or config.get(model, "_name")),
         task=_text(config.task_name(task) or None),
         objectives=_OBJECTIVE.findall(str(config.get(task, "multitask", ""))),
-        languages=langs or sorted(set(_direction(task))),
-        pairs=_pairs(task_state, task),
+        languages=langs or sorted(set(direction)),
+        pairs=directions_of(state) or (["-".join(direction)] if direction else []),
         vocabulary=_vocabulary(tensors),
         experts={layer.removesuffix(".moe_layer"): n for layer, n in gathered.experts.items()},
         kept_experts={
@@ -134,23 +136,10 @@ def _number(value: Any) -> int:
     return int(value) if isinstance(value, (int, float, str)) else 1
 
 
-def _names(value: Any) -> list[str]:
-    """`"de,en"` or a list of names, as options of tasks are."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    return [str(part) for part in value] if isinstance(value, Sequence) else []
-
-
 def _direction(task: Any) -> list[str]:
     """Source and target language of a task of one direction."""
     pair = [config.get(task, name) for name in ("source_lang", "target_lang")]
     return [str(lang) for lang in pair] if None not in pair else []
-
-
-def _pairs(task_state: Any, task: Any) -> list[str]:
-    named = _names(config.get(task_state, "lang_pairs")) or _names(config.get(task, "lang_pairs"))
-    direction = _direction(task)
-    return named or (["-".join(direction)] if direction else [])
 
 
 def _vocabulary(model: Mapping[str, torch.Tensor]) -> dict[str, int]:

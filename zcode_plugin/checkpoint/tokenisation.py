@@ -101,8 +101,7 @@ def find_vocabulary(
 
 def _languages(task: Any, data: Path | None) -> list[str]:
     """As the task finds them, for checkpoints that do not name theirs."""
-    langs = config.get(task, "langs")  # a list, of stock's task for many languages
-    langs = list(langs) if isinstance(langs, (list, tuple)) else comma_list(langs)
+    langs = comma_list(config.get(task, "langs"))
     if langs or data is None:
         return langs
     return resolve_languages(data, None, config.get(task, "lang_dict"), stored_pairs(data, "train"))

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zcode_plugin.checkpoint import config
 from zcode_plugin.errors import UserError
+from zcode_plugin.flags import comma_list
 
 # Entries with a row for each symbol.
 _ROWS = (
@@ -31,7 +33,13 @@ def symbols_of(state: Mapping[str, Any]) -> list[str] | None:
 
 def languages_of(state: Mapping[str, Any]) -> list[str]:
     """The languages that the model was trained with; none where the checkpoint does not say."""
-    return list((state.get("task_state") or {}).get("langs") or ())
+    return comma_list(config.get(state.get("task_state"), "langs"))
+
+
+def directions_of(state: Mapping[str, Any]) -> list[str]:
+    """The directions that the model was trained in, as its task found or its options name them."""
+    found = comma_list(config.get(state.get("task_state"), "lang_pairs"))
+    return found or comma_list(config.get(config.section(state, "task"), "lang_pairs"))
 
 
 def rows_for(state: Mapping[str, Any], symbols: Sequence[str], path: Path) -> Tensor | None:

@@ -27,12 +27,7 @@ from torch import Tensor, nn
 from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.parallel.faults import set_timeout
 from zcode_plugin.parallel.fully_sharded_state import gather_state, shard_state
-from zcode_plugin.parallel.gradients import (
-    diverging_together,
-    ends_at_overflow,
-    optimizer_parameters,
-    refuse_unless_finite,
-)
+from zcode_plugin.parallel.gradients import clip_together, optimizer_parameters
 from zcode_plugin.parallel.tensor import (
     TensorSlicing,
     average_replicated,
@@ -247,11 +242,7 @@ def patch_optimizer(optimizer: Any, topology: ExpertTopology, slicing: TensorSli
             # Where gradients lie, which may be the host: stock multiplies them by it.
             return _norm_over_ranks(parameters, slicing).to(parameters[0].device)
 
-        with diverging_together():
-            norm = stock_clip(max_norm, aggregate_norm_fn=over_ranks)
-        if ends_at_overflow(optimizer):
-            refuse_unless_finite(norm, parameters)
-        return norm
+        return clip_together(optimizer, stock_clip, max_norm, over_ranks)
 
     optimizer.all_reduce_grads = all_reduce_grads
     optimizer.clip_grad_norm = clip_grad_norm

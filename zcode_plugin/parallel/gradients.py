@@ -77,11 +77,7 @@ def patch_optimizer(
                 dense_norm = aggregate_norm_fn(dense_norm)
             return add_expert_norm(dense_norm, optimizer_parameters(optimizer), topology)
 
-        with diverging_together():
-            norm = stock_clip(max_norm, aggregate_norm_fn=with_experts)
-        if ends_at_overflow(optimizer):
-            refuse_unless_finite(norm, optimizer_parameters(optimizer))
-        return norm
+        return clip_together(optimizer, stock_clip, max_norm, with_experts)
 
     optimizer.all_reduce_grads = all_reduce_grads
     optimizer.clip_grad_norm = clip_grad_norm
@@ -93,24 +89,38 @@ def ends_at_overflow(optimizer: Any) -> bool:
     return getattr(optimizer, "scaler", None) is None
 
 
-@contextmanager
-def diverging_together() -> Iterator[None]:
-    """End the run on all ranks when the loss scale has fallen to its least, in one line.
-
-    Stock would look for infinities in another pass; an `OverflowError`, which skips an update, is
-    its own business.
+def clip_together(
+    optimizer: Any,
+    stock_clip: Callable[..., Tensor],
+    max_norm: float,
+    aggregate_norm_fn: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Stock's clipping where all ranks end with the same line when the gradients are spoilt.
 
     Raises:
-        RankError: on every rank, since all scale alike.
+        RankError: on every rank, see `ended_by_loss_scale` and `refuse_unless_finite`.
+    """
+    with ended_by_loss_scale(RankError):
+        norm = stock_clip(max_norm, aggregate_norm_fn=aggregate_norm_fn)
+    if ends_at_overflow(optimizer):
+        refuse_unless_finite(norm, optimizer_parameters(optimizer))
+    return norm
+
+
+@contextmanager
+def ended_by_loss_scale(kind: type[UserError] | type[RankError]) -> Iterator[None]:
+    """End the run, in one line, when the loss scale has fallen to its least.
+
+    Stock would look for infinities in another pass; an `OverflowError`, which skips an update, is
+    its own business. All ranks scale alike.
+
+    Raises:
+        kind: what ends it.
     """
     try:
         yield
     except FloatingPointError as error:
-        raise RankError(_first_line(error)) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+        raise kind(str(error).splitlines()[0]) from error
 
 
 def end_when_spoilt(optimizer: Any) -> None:
@@ -125,10 +135,8 @@ def end_when_spoilt(optimizer: Any) -> None:
 
     @exits_on_user_error
     def clip_grad_norm(max_norm: float, aggregate_norm_fn: Callable | None = None) -> Tensor:
-        try:
+        with ended_by_loss_scale(UserError):
             norm: Tensor = stock_clip(max_norm, aggregate_norm_fn)
-        except FloatingPointError as error:  # the scaler's, as in `diverging_together`
-            raise UserError(_first_line(error)) from error
         if ends_at_overflow(optimizer) and not torch.isfinite(norm):
             raise UserError("gradients are infinite or NaN: lower --lr, or give --clip-norm 1")
         return norm

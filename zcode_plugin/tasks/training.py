@@ -24,6 +24,7 @@ from zcode_plugin.data.multitask_dataset import MultitaskDataset
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError, exits_on_user_error
+from zcode_plugin.flags import is_given
 from zcode_plugin.models.moe_checks import SUMMED_LOSS
 from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.moe.experts import Experts
@@ -134,7 +135,7 @@ class TrainingTask(FairseqTask):
         rows_V = rows_for(io.load_options(pretrained), self.dictionary.symbols, pretrained)
         if rows_V is None:
             return
-        if getattr(cfg, "store_ema", False):
+        if is_given(cfg, "store_ema"):
             raise UserError(
                 f"--store-ema: the averages in {pretrained} are of another vocabulary than this "
                 "run's: leave the flag out"
