@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -102,6 +103,30 @@ def test_a_failure_of_fairseq_generate_is_told_in_one_line(
     )
     assert ended.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_direction_that_fails_does_not_cost_the_scores_of_others(
+    zcode: Run, data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    (broken / "test.fr-en.fr.bin").write_bytes(b"")
+    ended = zcode(
+        *("evaluate", broken, "--path", checkpoint, "--pairs", "fr-en,de-en"),
+        *("--out", tmp_path / "x.json", "--translations", tmp_path / "kept"),
+    )
+    assert ended.returncode == 2
+    assert ended.stderr.startswith(
+        "zcode evaluate: error: fairseq-generate failed for fr-en, exit code 1: "
+    )
+    assert ended.stderr.endswith(
+        f"; the scores above are of the other 1 of 2 directions, and {tmp_path}/x.json is not "
+        "written\n"
+    )
+    assert ended.stderr.count("\n") == 1
+    assert "\nde-en  " in ended.stdout
+    assert (tmp_path / "kept" / "de-en.txt").stat().st_size > 0
+    assert not (tmp_path / "x.json").exists()
 
 
 @pytest.mark.parametrize(

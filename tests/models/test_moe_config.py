@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 import pytest
+from fairseq.models import ARCH_CONFIG_REGISTRY
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.layer_experts import LayerExperts, layer_experts
@@ -154,6 +155,23 @@ def test_what_would_average_experts_is_refused(option: dict[str, object], messag
     check_parallel(args)
     with pytest.raises(UserError, match=message):
         check_parallel(Namespace(**vars(args), **option))
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_experts_of_stock_are_refused(capsys: pytest.CaptureFixture[str], size: int) -> None:
+    fill = ARCH_CONFIG_REGISTRY["moe_transformer_tiny"]
+    options = Namespace(expert_parallel_size=size)
+    fill(options)
+    filled = vars(options).copy()
+    fill(options)
+    assert vars(options) == filled
+    with pytest.raises(SystemExit) as ended:
+        fill(Namespace(expert_parallel_size=size, base_layers=2))
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "zcode_plugin: error: --base-layers 2 adds experts of another kind, which this model has "
+        "none of: leave it out, --moe-freq and --moe-expert-count say which layers have experts\n"
+    )
 
 
 @pytest.mark.parametrize(

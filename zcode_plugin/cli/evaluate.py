@@ -49,11 +49,15 @@ LARGE_CHECKPOINT = 1 << 30
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was translated and scored, with the commands that do it again."""
+    """All that was translated and scored, with the commands that do it again.
+
+    `failures` says of each direction that could not be translated why, on a line.
+    """
 
     texts: dict[Pair, Translations]
     scores: dict[Pair, Score]
     commands: dict[Pair, str]
+    failures: list[str]
     updates: int
     seconds: float
 
@@ -131,6 +135,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"COMET: {args.comet} (unbabel-comet {version('unbabel-comet')})")
     for line in scores.unknown_lines(evaluation.scores):
         print(line)
+    if evaluation.failures:
+        raise UserError(_scored_in_part(args, evaluation))
     if args.out is not None:
         _write_json(args, evaluation)
         print(f"results: {args.out}")
@@ -170,20 +176,24 @@ def _evaluate(
     updates: int,
 ) -> Evaluation:
     started = time.monotonic()
-    texts, calls = _translate(args, directions, task)
+    texts, calls, failures = _translate(args, directions, task)
     found = {
         direction: scores.score(
             translations, scores.tokenizer_for(direction.tgt, tokenizers), args.copy_baseline
         )
         for direction, translations in texts.items()
     }
-    return Evaluation(texts, found, calls, updates, time.monotonic() - started)
+    return Evaluation(texts, found, calls, failures, updates, time.monotonic() - started)
 
 
 def _translate(
     args: argparse.Namespace, directions: Sequence[Pair], task: Sequence[str]
-) -> tuple[dict[Pair, Translations], dict[Pair, str]]:
-    """Translations of each direction, and the command that made them."""
+) -> tuple[dict[Pair, Translations], dict[Pair, str], list[str]]:
+    """Translations of each direction, the command that made them, and why others failed.
+
+    Raises:
+        UserError: all failed.
+    """
     options = ["--gen-subset", args.gen_subset, "--beam", str(args.beam)]
     options += ["--max-tokens", str(args.max_tokens)]
     user_dir = Path(zcode_plugin.__path__[0])
@@ -204,11 +214,9 @@ def _translate(
             results = command.run(stock_jobs, _report)
         if args.translations is not None:
             _keep(results, args.translations)
-        texts = {
-            direction: _read(result, direction)
-            for direction, result in zip(directions, results, strict=True)
-        }
-    return texts, {d: shlex.join(["fairseq-generate", *call]) for d, call in calls.items()}
+        texts, failures = _read_all(dict(zip(directions, results, strict=True)))
+    commands = {d: shlex.join(["fairseq-generate", *call]) for d, call in calls.items()}
+    return texts, commands, failures
 
 
 def _report(result: StockResult) -> None:
@@ -220,6 +228,31 @@ def _keep(results: Sequence[StockResult], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for result in results:
         shutil.copy(result.job.output, folder)
+
+
+def _read_all(
+    results: Mapping[Pair, StockResult],
+) -> tuple[dict[Pair, Translations], list[str]]:
+    """What is there of hours of translation is kept, whatever became of a single direction."""
+    texts, failures = {}, []
+    for direction, result in results.items():
+        try:
+            texts[direction] = _read(result, direction)
+        except UserError as error:
+            failures.append(str(error))
+    if not texts:
+        raise UserError(failures[0])
+    return texts, failures
+
+
+def _scored_in_part(args: argparse.Namespace, evaluation: Evaluation) -> str:
+    failed = len(evaluation.failures)
+    others = f"; so did {failed - 1} more" if failed > 1 else ""
+    written = "" if args.out is None else f", and {args.out} is not written"
+    return (
+        f"{evaluation.failures[0]}{others}; the scores above are of the other "
+        f"{len(evaluation.texts)} of {failed + len(evaluation.texts)} directions{written}"
+    )
 
 
 def _read(result: StockResult, direction: Pair) -> Translations:

@@ -17,6 +17,7 @@ from fairseq.models.transformer.transformer_legacy import base_architecture
 
 from zcode_plugin.errors import exits_on_user_error
 from zcode_plugin.models import moe_transformer  # noqa: F401 (registers the model first)
+from zcode_plugin.models.moe_checks import check_base_layers
 from zcode_plugin.models.moe_config import MoEConfig
 from zcode_plugin.models.pretrained import adopt_shape, check_experts
 
@@ -108,7 +109,9 @@ def fill(args: Namespace, preset: Mapping[str, Any]) -> None:
     if stored is not None:
         check_experts(args, stored)
     base_architecture(args)
-    args.base_layers = 1 if args.expert_parallel_size > 1 else 0
+    spread = 1 if args.expert_parallel_size > 1 else 0
+    check_base_layers(args, spread)
+    args.base_layers = spread
     if getattr(args, "model_parallel_size", 1) > 1:
         # Stock's other way is a broadcast from rank 0, which is not among those of every slice.
         args.load_checkpoint_on_all_dp_ranks = True

@@ -52,6 +52,23 @@ def check_precision(args: Namespace) -> None:
         )
 
 
+def check_base_layers(args: Namespace, spread: int) -> None:
+    """Refuse stock's other experts, whose option is taken (see architectures.py).
+
+    Args:
+        args: all options of the run.
+        spread: what `base_layers` will be; options that were filled before have it already.
+
+    Raises:
+        UserError: one line with the flag and the remedy.
+    """
+    if (asked := getattr(args, "base_layers", 0) or 0) not in (0, spread):
+        raise UserError(
+            f"--base-layers {asked} adds experts of another kind, which this model has none of: "
+            "leave it out, --moe-freq and --moe-expert-count say which layers have experts"
+        )
+
+
 def check_parallel(args: Namespace) -> None:
     """Refuse stock's options that cannot work while ranks hold experts of their own.
 
