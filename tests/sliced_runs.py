@@ -38,18 +38,19 @@ class Layout:
     """World, T and P; 4 batches an update in every layout."""
 
     world: int = 1
-    tensor: int = 1
-    parallel: int = 1
+    tensor_parallel: int = 1
+    expert_parallel: int = 1
 
     @property
     def flags(self) -> tuple[object, ...]:
         return (
-            "--update-freq", 4 * self.tensor // self.world,
-            "--model-parallel-size", self.tensor, "--expert-parallel-size", self.parallel,
+            "--update-freq", 4 * self.tensor_parallel // self.world,
+            "--model-parallel-size", self.tensor_parallel,
+            "--expert-parallel-size", self.expert_parallel,
         )  # fmt: skip
 
     def __str__(self) -> str:
-        return f"{self.world} ranks, T={self.tensor}, P={self.parallel}"
+        return f"{self.world} ranks, T={self.tensor_parallel}, P={self.expert_parallel}"
 
 
 T2, T2P2 = Layout(2, 2), Layout(4, 2, 2)

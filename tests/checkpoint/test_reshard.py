@@ -54,7 +54,7 @@ def test_files_are_those_of_a_run_of_that_layout(
 ) -> None:
     (size, world), (new_size, new_world) = before, after
     resharding = plan(write(tmp_path, size, world), new_world, asked)
-    assert resharding.after == Layout(world=new_world, parallel=new_size)
+    assert resharding.after == Layout(world=new_world, expert_parallel=new_size)
     assert resharding.position_after == Position(2, *divmod(5 * world, new_world))
     files = [tmp_path / f"new-{rank}.pt" for rank in range(resharding.after.files)]
     io.save_all(zip(files, resharding.states(), strict=True))
@@ -84,7 +84,7 @@ def test_without_experts_there_is_one_file(tmp_path: Path) -> None:
     del state["last_optimizer_state"]
     torch.save(state, tmp_path / "dense.pt")
     resharding = plan([tmp_path / "dense.pt"], 4)
-    assert resharding.after == Layout(world=4, parallel=1)
+    assert resharding.after == Layout(world=4, expert_parallel=1)
     [divided] = resharding.states()
     assert divided["cfg"]["model"].base_layers == 0
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_divided_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("ranks", "parallel", "message"),
+    ("ranks", "expert_parallel", "message"),
     [
         (3, None, "--expert-parallel-size 3 must divide the world size 3 and --moe-expert-count 4: "
          "choose a common divisor, or other numbers of ranks and experts"),
@@ -150,24 +150,26 @@ def test_what_cannot_be_divided_is_refused(
     ],
 )  # fmt: skip
 def test_sizes_that_do_not_divide(
-    tmp_path: Path, ranks: int, parallel: int | None, message: str
+    tmp_path: Path, ranks: int, expert_parallel: int | None, message: str
 ) -> None:
     with pytest.raises(UserError) as refusal:
-        plan(write(tmp_path, 2, 2), ranks, parallel)
+        plan(write(tmp_path, 2, 2), ranks, expert_parallel)
     assert str(refusal.value) == message
 
 
-def divide(files: list[Path], folder: Path, world: int, parallel: int, tensor: int) -> list[Path]:
+def divide(
+    files: list[Path], folder: Path, world: int, expert_parallel: int, tensor_parallel: int
+) -> list[Path]:
     """Write the files of another layout."""
     folder.mkdir()
-    resharding = plan(files, world, parallel, tensor=tensor)
+    resharding = plan(files, world, expert_parallel, tensor_parallel=tensor_parallel)
     paths = resharding.after.paths(folder / "checkpoint_last.pt")
     io.save_all(zip(paths, resharding.states(), strict=True))
     return paths
 
 
 @pytest.mark.parametrize(
-    ("world", "parallel", "tensor", "names"),
+    ("world", "expert_parallel", "tensor_parallel", "names"),
     [
         (2, 1, 2, ["model_part-0", "model_part-1"]),
         (4, 1, 4, [f"model_part-{part}" for part in range(4)]),
@@ -176,28 +178,28 @@ def divide(files: list[Path], folder: Path, world: int, parallel: int, tensor: i
     ],
 )
 def test_into_slices_and_back(
-    tmp_path: Path, world: int, parallel: int, tensor: int, names: list[str]
+    tmp_path: Path, world: int, expert_parallel: int, tensor_parallel: int, names: list[str]
 ) -> None:
     """By way of another number of slices, too: bit for bit what was divided first."""
     files = write(tmp_path, 1, 8)
-    sliced = divide(files, tmp_path / "sliced", world, parallel, tensor)
+    sliced = divide(files, tmp_path / "sliced", world, expert_parallel, tensor_parallel)
     assert [path.stem.removeprefix("checkpoint_last-") for path in sliced] == names
     for rank, path in enumerate(sliced):
         state = io.load(path)
         cfg = state["cfg"]
         assert cfg["checkpoint"]["checkpoint_suffix"] == f"-{names[rank]}"
-        assert cfg["model"].model_parallel_size == tensor
-        assert cfg["model"].base_layers == int(parallel > 1)
+        assert cfg["model"].model_parallel_size == tensor_parallel
+        assert cfg["model"].base_layers == int(expert_parallel > 1)
         assert cfg["distributed_training"] == {
             "distributed_world_size": world,
             "distributed_rank": rank,
         }
         assert state["extra_state"]["train_iterator"]["iterations_in_epoch"] == (
-            5 * 8 * tensor // world
+            5 * 8 * tensor_parallel // world
         )
-        rows = 7 // tensor + 1  # of 7 symbols, rounded up
+        rows = 7 // tensor_parallel + 1  # of 7 symbols, rounded up
         assert len(state["last_optimizer_state"]["state"][0]["exp_avg"]) == rows
-        part = range(7)[rank % tensor * rows :][:rows]
+        part = range(7)[rank % tensor_parallel * rows :][:rows]
         embeddings = state["model"]["encoder.embed_tokens.weight"]
         assert len(embeddings) == len(part)
         for key, value in state["model"].items():
@@ -205,17 +207,19 @@ def test_into_slices_and_back(
         assert state["model"]["decoder.output_projection.weight"].data_ptr() == (
             embeddings.data_ptr()
         )
-    others = divide(sliced, tmp_path / "others", 4, 1, 4 if tensor == 2 else 2)
+    others = divide(sliced, tmp_path / "others", 4, 1, 4 if tensor_parallel == 2 else 2)
     [whole] = divide(others, tmp_path / "whole", 8, 1, 1)
     found, expected = io.load(whole), rank_state(0, 1, 8)
     assert_same(found, expected)
 
 
-@pytest.mark.parametrize(("world", "parallel"), [(2, 1), (4, 2)])
+@pytest.mark.parametrize(("world", "expert_parallel"), [(2, 1), (4, 2)])
 def test_files_under_each_others_names_are_refused(
-    tmp_path: Path, world: int, parallel: int
+    tmp_path: Path, world: int, expert_parallel: int
 ) -> None:
-    first, second, *_ = divide(write(tmp_path, 1, 8), tmp_path / "sliced", world, parallel, 2)
+    first, second, *_ = divide(
+        write(tmp_path, 1, 8), tmp_path / "sliced", world, expert_parallel, 2
+    )
     swap(first, second)
     with pytest.raises(UserError, match=r"0\.pt was saved as .*-1: put the file of rank 0 in its"):
         plan(find_files(first), 1)
@@ -238,7 +242,7 @@ def test_a_run_that_shared_its_state_is_sliced_without(tmp_path: Path) -> None:
     state = rank_state(0, 1, 2)
     state["cfg"]["distributed_training"]["zero_sharding"] = "os"
     torch.save(state, tmp_path / "checkpoint_last.pt")
-    resharding = plan([tmp_path / "checkpoint_last.pt"], 2, tensor=2)
+    resharding = plan([tmp_path / "checkpoint_last.pt"], 2, tensor_parallel=2)
     assert not resharding.after.sharded
     for part in resharding.states():
         assert part["cfg"]["distributed_training"]["zero_sharding"] == "none"

@@ -276,7 +276,7 @@ def test_a_run_with_other_slices(tmp_path: Path) -> None:
         f"{reshard.format(tmp_path / 'one.pt', 2, 1, ' --model-parallel-size 2')}, or start from "
         "its weights alone with --finetune-from-model"
     )
-    resharding = plan([tmp_path / "one.pt"], 4, 2, tensor=2)
+    resharding = plan([tmp_path / "one.pt"], 4, 2, tensor_parallel=2)
     last = tmp_path / "run" / "checkpoint_last.pt"
     last.parent.mkdir()
     files = resharding.after.paths(last)

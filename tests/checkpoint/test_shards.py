@@ -27,7 +27,7 @@ def sharded_state(rank: int, size: int, world: int, zero: bool = True) -> State:
             Sized(optimizer["state"][number]["exp_avg"].numel(), ".experts." in name)
             for number, name in enumerate(PARAMETERS)
         ]
-        owned = owned_numbers(parameters, world=world, parallel=size, rank=rank)
+        owned = owned_numbers(parameters, world=world, expert_parallel=size, rank=rank)
         optimizer["state"] = {number: optimizer["state"][number] for number in owned}
         optimizer[OWNED] = owned
     return state
@@ -45,7 +45,7 @@ def write(folder: Path, size: int, world: int, zero: bool = True) -> list[Path]:
 
 def test_every_parameter_has_one_owner_among_the_ranks_that_hold_it() -> None:
     sizes = [Sized(count, number % 3 == 0) for number, count in enumerate([9, 8, 5, 5, 4, 3, 2, 1])]
-    owned = [owned_numbers(sizes, world=4, parallel=2, rank=rank) for rank in range(4)]
+    owned = [owned_numbers(sizes, world=4, expert_parallel=2, rank=rank) for rank in range(4)]
     shared = [number for part in owned for number in part if number % 3]
     assert sorted(shared) == [1, 2, 4, 5, 7]
     for one, other in ((0, 2), (1, 3)):

@@ -47,11 +47,11 @@ def test_slices_in_shards_may_be_the_only_form_that_fits(
 def test_the_default_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     line = [*LINE, "--ranks", "8", "--memory", "1", "--host-memory", "1", "--json"]
     plans = []
-    for given in ([], ["--expert-parallel-size", "8", "--tensor", "2"]):
+    for given in ([], ["--expert-parallel-size", "8", "--model-parallel-size", "2"]):
         assert main([*line, *given]) == 0
         plans.append(json.loads(capsys.readouterr().out))
     assert plans[0] == plans[1]
-    assert main([*line, "--tensor", "1"]) == 0
+    assert main([*line, "--model-parallel-size", "1"]) == 0
     forms = [row["form"] for row in json.loads(capsys.readouterr().out)["forms"]]
     assert forms == ["E", "E+Z1", "E+Z3", "E+Z-Off"]
     # Nothing is sliced by 2 on 3 ranks; nor are experts spread that are not there.
@@ -68,7 +68,8 @@ def test_the_default_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
         (["--", "--moe-balance", "bias"], ["E+Z3", "E+Z-Off"],
          "--fp16 and --moe-balance bias cannot go with --ddp-backend fully_sharded: "),
         (["--precision", "fp32", "--", "--moe-balance", "bias"], [], ""),
-        (["--tensor", "2", "--", "--adaptive-softmax-cutoff", "100"], ["E+M", "E+Z-Off+M"],
+        (["--model-parallel-size", "2", "--", "--adaptive-softmax-cutoff", "100"],
+         ["E+M", "E+Z-Off+M"],
          "--adaptive-softmax-cutoff cannot go with --model-parallel-size 2"),
         (["--ranks", "1"], ["Z1"], "--zero-sharding os spreads the optimizer's state over ranks"),
     ],
@@ -76,7 +77,7 @@ def test_the_default_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
 def test_forms_that_training_refuses_are_left_out(
     capsys: pytest.CaptureFixture[str], flags: list[str], names: list[str], reason: str
 ) -> None:
-    line = [*LINE, "--ranks", "4", "--tensor", "1", "--memory", "1"]
+    line = [*LINE, "--ranks", "4", "--model-parallel-size", "1", "--memory", "1"]
     assert main([*line, *flags]) == 0
     printed = capsys.readouterr().out.splitlines()
     told = [line for line in printed if line.startswith("left out: ")]
@@ -111,8 +112,11 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
         (["--ranks", "0"], "--ranks 0 is too small"),
         (["--ranks", "4", "--expert-parallel-size", "3"], "must divide --ranks 4 and the experts"),
         (["--ranks", "6", "--expert-parallel-size", "3"], "each layer (8): give one of 1, 2"),
-        (["--ranks", "4", "--tensor", "3"], "--tensor 3 must divide --ranks 4"),
-        (["--ranks", "6", "--tensor", "3"], "must divide --encoder-attention-heads 4"),
+        (
+            ["--ranks", "4", "--model-parallel-size", "3"],
+            "--model-parallel-size 3 must divide --ranks 4",
+        ),
+        (["--ranks", "6", "--model-parallel-size", "3"], "must divide --encoder-attention-heads 4"),
         (["--ranks", "4", "--", "--moe-expert-cont", "3"], "flags of the model, after --: "),
         (
             ["--ranks", "2", "--", "--encoder-embed-dim", "98"],

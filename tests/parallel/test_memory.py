@@ -30,7 +30,7 @@ FORMS = {
     "E+Z3": [Form(2, 2, zero=3), Form(4, 2, zero=3), Form(4, 4, zero=3)],
     "Z-Off": [Form(world, zero=3, offload=True) for world in (1, 2, 4)],
     "E+Z-Off": [Form(2, 2, zero=3, offload=True), Form(4, 4, zero=3, offload=True)],
-    "M": [Form(2, tensor=2)],
+    "M": [Form(2, tensor_parallel=2)],
     "E+M": [Form(4, 2, 2)],
     "Z-Off+M": [Form(world, 1, 2, zero=3, offload=True) for world in (2, 4)],
     "E+Z-Off+M": [Form(4, 2, 2, zero=3, offload=True)],
@@ -118,7 +118,7 @@ def elements(reversal: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     ("name", "form"),
     [
         pytest.param(
-            name, form, id=f"{name}, {form.world} ranks, P={form.parallel}",
+            name, form, id=f"{name}, {form.world} ranks, P={form.expert_parallel}",
             marks=[] if form in FAST else pytest.mark.slow,
         )
         for name, forms in FORMS.items()
@@ -140,9 +140,9 @@ def test_bytes_are_those_of_the_closed_form(
         else:
             parts = [expected.parameters, expected.gradients, expected.optimizer]
             assert rank == pytest.approx(parts, rel=0.05)
-            if form.zero < 3 and form.tensor == 1:
+            if form.zero < 3 and form.tensor_parallel == 1:
                 assert rank[:2] == parts[:2]
-    if form.zero < 3 and form.tensor == 1:
+    if form.zero < 3 and form.tensor_parallel == 1:
         dense, experts = elements["dense"], elements["experts"]
         all_state = form.replicas * experts + form.world * dense
         assert sum(rank[2] for rank in found) == 8 * (dense + experts if form.zero else all_state)

@@ -29,16 +29,17 @@ class Form:
 
     name: str
     world: int = 1
-    parallel: int = 1
-    tensor: int = 1
+    expert_parallel: int = 1
+    tensor_parallel: int = 1
     options: tuple[str, ...] = ()
 
     @property
     def flags(self) -> tuple[object, ...]:
         """Of fairseq-train."""
         return (
-            "--expert-parallel-size", self.parallel, "--model-parallel-size", self.tensor,
-            "--update-freq", BATCHES * self.tensor // self.world, *self.options,
+            "--expert-parallel-size", self.expert_parallel,
+            "--model-parallel-size", self.tensor_parallel,
+            "--update-freq", BATCHES * self.tensor_parallel // self.world, *self.options,
         )  # fmt: skip
 
     @property
@@ -46,8 +47,8 @@ class Form:
         """Of zcode reshard."""
         sizes = {
             "ranks": self.world,
-            "expert-parallel-size": self.parallel,
-            "model-parallel-size": self.tensor,
+            "expert-parallel-size": self.expert_parallel,
+            "model-parallel-size": self.tensor_parallel,
         }
         return [f"--{name}={size}" for name, size in sizes.items()]
 
@@ -58,9 +59,9 @@ class Form:
 ONE = Form("one process")
 E2 = Form("E on 2", 2, 2)
 ED4 = Form("E+D on 4", 4, 2)
-M2 = Form("M on 2", 2, tensor=2)
-M4 = Form("M on 4", 4, tensor=4)
-DM4 = Form("D+M on 4", 4, tensor=2)
+M2 = Form("M on 2", 2, tensor_parallel=2)
+M4 = Form("M on 4", 4, tensor_parallel=4)
+DM4 = Form("D+M on 4", 4, tensor_parallel=2)
 EM4 = Form("E+M on 4", 4, 2, 2)
 E2_Z1 = Form("E+Z1 on 2", 2, 2, options=ZERO)
 E2_OFF = Form("E+Z-Off on 2", 2, 2, options=OFFLOAD)
@@ -95,7 +96,7 @@ def moved(data: Path, folder: Path, forms: list[Form], *options: object) -> Path
     [before, *_] = find_files(source / "save" / "checkpoint_last.pt", shards_too=True)
     iterator = io.load(before)["extra_state"]["train_iterator"]
     assert iterator["epoch"] == 1
-    assert iterator["iterations_in_epoch"] == MOVED * BATCHES * first.tensor // first.world
+    assert iterator["iterations_in_epoch"] == MOVED * BATCHES * first.tensor_parallel // first.world
     for number, form in enumerate(others):
         target = folder / str(number)
         target.mkdir()

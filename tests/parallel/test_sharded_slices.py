@@ -108,7 +108,7 @@ def test_files_are_those_of_a_run_without_shards(
         names.find_rank_files(folder / "save" / "checkpoint_last.pt") for folder in folders
     )
     assert [path.name for path in whole.values()] == [path.name for path in shards.values()]
-    assert len(whole) == (layout.world if layout.parallel > 1 else layout.tensor)
+    assert len(whole) == (layout.world if layout.expert_parallel > 1 else layout.tensor_parallel)
     for one, other in zip(whole.values(), shards.values(), strict=True):
         expected, found = io.load(one), io.load(other)
         assert found["task_state"] == expected["task_state"]

@@ -52,7 +52,11 @@ def test_updates_equal_those_of_one_process(
     run = run_layout(reversal, tmp_path / "run", layout, *COMPARABLE, stops=(SAVED, UPDATES))
     assert_equal(run, single)
     saved = sorted(path.name for path in (tmp_path / "run" / "save").iterdir())
-    kind, count = ("rank", layout.world) if layout.parallel > 1 else ("model_part", layout.tensor)
+    kind, count = (
+        ("rank", layout.world)
+        if layout.expert_parallel > 1
+        else ("model_part", layout.tensor_parallel)
+    )
     assert saved == [f"checkpoint_last-{kind}-{number}.pt" for number in range(count)]
     if layout == T2P2:
         translated = lines(generate(reversal, run.file, "aa", "bb"), "D")

@@ -50,7 +50,7 @@ def options(arch: str, **given_options: Any) -> Namespace:
         (Form(4, 4, zero=1), "E+Z1", 4 * 2000, 8 * (250 + 1000)),
         (Form(4, 2, zero=3), "E+Z3", 4 * (250 + 1000), 8 * (250 + 1000)),
         # 200 are the same on both slices, 800 are halved, and so are experts.
-        (Form(4, 2, tensor=2), "E+M", 4 * (200 + 400 + 1000), 8 * (200 + 400 + 1000)),
+        (Form(4, 2, tensor_parallel=2), "E+M", 4 * (200 + 400 + 1000), 8 * (200 + 400 + 1000)),
     ],
 )
 def test_bytes_by_hand(form: Form, name: str, parameters: int, optimizer: int) -> None:
@@ -83,7 +83,7 @@ def test_offload_leaves_the_device_what_is_gathered() -> None:
 
 
 def test_traffic_by_hand() -> None:
-    sent = traffic(SHAPE, Form(8, 2, tensor=2), ELEMENTS["fp16"])
+    sent = traffic(SHAPE, Form(8, 2, tensor_parallel=2), ELEMENTS["fp16"])
     # A row of 16 numbers of 2 bytes, of which a tensor rank sends half; half of that stays.
     assert sent.exchange == 4 * 32 / 2 / 2
     # Sums: 4 of each attention, 2 of each network or expert, 3 outside; 4 gathers by 2 MoE layers.
@@ -99,7 +99,7 @@ def test_traffic_by_hand() -> None:
     [
         ((4, 3), "--expert-parallel-size 3 must divide the 4 ranks"),
         ((4, 4, 2), "--expert-parallel-size 4 must divide the 2 ranks"),
-        ((3, 1, 2), "--tensor 2 must divide --ranks 3"),
+        ((3, 1, 2), "--model-parallel-size 2 must divide --ranks 3"),
     ],
 )
 def test_impossible_forms(sizes: tuple[int, ...], message: str) -> None:
@@ -109,13 +109,13 @@ def test_impossible_forms(sizes: tuple[int, ...], message: str) -> None:
 
 @given(
     device=st.floats(1e4, 1e9),
-    parallel=st.sampled_from([1, 2, 8]),
+    expert_parallel=st.sampled_from([1, 2, 8]),
     zero=st.sampled_from([0, 1, 3]),
 )
 def test_one_expert_more_than_the_largest_does_not_fit(
-    device: float, parallel: int, zero: Any
+    device: float, expert_parallel: int, zero: Any
 ) -> None:
-    form = Form(8, parallel, zero=zero)
+    form = Form(8, expert_parallel, zero=zero)
     most = largest_experts(SHAPE, form, FP32, 1000.0, device, 0.0)
     per_layer = SHAPE.experts / 16
 
@@ -123,9 +123,9 @@ def test_one_expert_more_than_the_largest_does_not_fit(
         shape = replace(SHAPE, experts=round(2 * per_layer * count), expert_layers=(count, count))
         return state_memory(shape, form, FP32).total + 1000
 
-    assert most % parallel == 0
+    assert most % expert_parallel == 0
     assert most == 0 or total(most) <= device
-    assert total(most + parallel) > device
+    assert total(most + expert_parallel) > device
 
 
 def test_shapes_are_those_of_the_model() -> None:

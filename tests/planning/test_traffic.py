@@ -98,11 +98,11 @@ def measure(rank: int, args: Namespace) -> dict[str, float]:
 
 
 @pytest.mark.parametrize(
-    ("world", "parallel", "tensor", "top_k"),
+    ("world", "expert_parallel", "tensor_parallel", "top_k"),
     [(2, 2, 1, 1), (2, 2, 1, 2), (2, 1, 2, 1), (4, 2, 2, 1), (4, 2, 2, 2), (4, 4, 1, 1)],
 )
 def test_what_is_sent_is_what_is_planned(
-    world: int, parallel: int, tensor: int, top_k: int
+    world: int, expert_parallel: int, tensor_parallel: int, top_k: int
 ) -> None:
     """Within 5 %: counts of rows, and three numbers a target for the loss, are not planned."""
     args = options(
@@ -110,17 +110,17 @@ def test_what_is_sent_is_what_is_planned(
         encoder_layers=4, decoder_layers=2,
     )  # fmt: skip
     shape = measure_shape(args, SYMBOLS)
-    args.expert_parallel_size, args.model_parallel_size = parallel, tensor
+    args.expert_parallel_size, args.model_parallel_size = expert_parallel, tensor_parallel
     ranks = run_ranks(measure, world, args)
-    planned = traffic(shape, Form(world, parallel, tensor), FP32)
+    planned = traffic(shape, Form(world, expert_parallel, tensor_parallel), FP32)
     layers = shape.encoder_layers + shape.decoder_layers
     exchange, slicing = (
         sum(found[name] for found in ranks for name in names)
         for names in (["all_to_all_single"], ["all_reduce", "all_gather"])
     )
     expected = world * TOKENS * planned.exchange * len(shape.expert_layers)
-    assert (expected > 0) == (parallel > 1)
+    assert (expected > 0) == (expert_parallel > 1)
     assert exchange == pytest.approx(expected, rel=0.05)
     expected = world * TOKENS * planned.slicing * layers
-    assert (expected > 0) == (tensor > 1)
+    assert (expected > 0) == (tensor_parallel > 1)
     assert slicing == pytest.approx(expected, rel=0.05)

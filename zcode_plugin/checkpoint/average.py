@@ -54,7 +54,7 @@ def average_whole(checkpoints: Sequence[list[Path]]) -> dict[str, Any]:
     """
     states = [gather(files).state for files in checkpoints]
     mean = _average(states, [files[0] for files in checkpoints])
-    config.set_layout(mean, config.world_size(mean), parallel=1, rank=0)
+    config.set_layout(mean, config.world_size(mean), expert_parallel=1, rank=0)
     return mean
 
 

@@ -106,20 +106,20 @@ def check_not_quantised(state: Mapping[str, Any], path: Path, purpose: str) -> N
 
 
 def set_layout(
-    state: Mapping[str, Any], world: int, parallel: int, rank: int, tensor: int = 1
+    state: Mapping[str, Any], world: int, expert_parallel: int, rank: int, tensor_parallel: int = 1
 ) -> None:
     """Set the options that say how the run is spread and which rank's file this is."""
     model = section(state, "model")
-    put(model, "base_layers", 1 if parallel > 1 else 0)
-    put(model, "expert_parallel_size", parallel)
+    put(model, "base_layers", 1 if expert_parallel > 1 else 0)
+    put(model, "expert_parallel_size", expert_parallel)
     for options in (model, section(state, "common")):
-        if tensor > 1 or get(options, "model_parallel_size") is not None:
-            put(options, "model_parallel_size", tensor)
+        if tensor_parallel > 1 or get(options, "model_parallel_size") is not None:
+            put(options, "model_parallel_size", tensor_parallel)
     distributed = section(state, "distributed_training")
     put(distributed, "distributed_world_size", world)
     put(distributed, "distributed_rank", rank)
-    suffix = f"-model_part-{rank}" if tensor > 1 else ""
-    suffix = f"-rank-{rank}" if parallel > 1 else suffix
+    suffix = f"-model_part-{rank}" if tensor_parallel > 1 else ""
+    suffix = f"-rank-{rank}" if expert_parallel > 1 else suffix
     put(section(state, "checkpoint"), "checkpoint_suffix", suffix)
 
 

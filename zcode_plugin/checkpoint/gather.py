@@ -89,10 +89,10 @@ def gather_pieces(files: list[Path], *, with_optimizer: bool) -> Gathered:
     options = io.load_options(first)
     if names.rank_of(first) is not None:
         check_ranks(files, options)
-    tensor = config.model_parallel_size(options)
-    if tensor == 1 or names.rank_of(first) is None:
+    tensor_parallel = config.model_parallel_size(options)
+    if tensor_parallel == 1 or names.rank_of(first) is None:
         return _union(files, with_optimizer)
-    by_slice = [files[part::tensor] for part in range(tensor)]
+    by_slice = [files[part::tensor_parallel] for part in range(tensor_parallel)]
     parts = [_union(of_a_slice, with_optimizer) for of_a_slice in by_slice]
     return _join_slices(parts, [of_a_slice[0] for of_a_slice in by_slice])
 
@@ -158,7 +158,7 @@ def gather_for_one_process(files: list[Path]) -> Gathered:
     for tensors in weights(gathered.state):
         for key, value in tensors.items():
             tensors[key] = with_own_storage(value) if names.parse_expert_key(key) else value
-    config.set_layout(gathered.state, config.world_size(gathered.state), parallel=1, rank=0)
+    config.set_layout(gathered.state, config.world_size(gathered.state), expert_parallel=1, rank=0)
     return gathered
 
 

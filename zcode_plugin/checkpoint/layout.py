@@ -18,14 +18,14 @@ class Layout:
 
     Attributes:
         world: ranks.
-        parallel: P, ranks over which the experts are spread (`--expert-parallel-size`).
-        tensor: T, ranks over which each layer is sliced (`--model-parallel-size`).
+        expert_parallel: P, ranks over which the experts are spread (`--expert-parallel-size`).
+        tensor_parallel: T, ranks over which each layer is sliced (`--model-parallel-size`).
         sharded: whether each file holds a part of the optimizer's state (`--zero-sharding os`).
     """
 
     world: int
-    parallel: int = 1
-    tensor: int = 1
+    expert_parallel: int = 1
+    tensor_parallel: int = 1
     sharded: bool = False
 
     @classmethod
@@ -49,18 +49,18 @@ class Layout:
     @property
     def data(self) -> int:
         """Ranks that see different data, W / T."""
-        return self.world // self.tensor
+        return self.world // self.tensor_parallel
 
     @property
     def files(self) -> int:
         """One for each rank when ranks hold different experts, else one for each slice."""
-        return self.world if self.parallel > 1 else self.tensor
+        return self.world if self.expert_parallel > 1 else self.tensor_parallel
 
     def path(self, whole: Path, rank: int) -> Path:
         """The file of a rank, where `whole` is the name without one."""
-        if self.parallel > 1:
+        if self.expert_parallel > 1:
             return names.with_rank(whole, rank)
-        return names.with_part(whole, rank) if self.tensor > 1 else whole
+        return names.with_part(whole, rank) if self.tensor_parallel > 1 else whole
 
     def paths(self, whole: Path) -> list[Path]:
         """All files of a checkpoint, in the order of their ranks."""
@@ -69,34 +69,39 @@ class Layout:
     def shards(self, whole: Path) -> list[Path]:
         """All files of a run with `--use-sharded-state`, in the order of their ranks."""
         return [
-            names.with_shard(self.path(whole, rank) if self.parallel > 1 else whole, rank)
+            names.with_shard(self.path(whole, rank) if self.expert_parallel > 1 else whole, rank)
             for rank in range(self.world)
         ]
 
     def slicing(self, rank: int) -> TensorSlicing:
         """Which slices a rank holds."""
-        return TensorSlicing(self.tensor, rank % self.tensor)
+        return TensorSlicing(self.tensor_parallel, rank % self.tensor_parallel)
 
     def topology(self, rank: int) -> ExpertTopology:
         """Which experts a rank holds."""
-        place = rank // self.tensor
+        place = rank // self.tensor_parallel
         return ExpertTopology(
-            self.parallel, place % self.parallel, None, self.data // self.parallel
+            self.expert_parallel,
+            place % self.expert_parallel,
+            None,
+            self.data // self.expert_parallel,
         )
 
     @property
     def flags(self) -> str:
         """Those of training that give ranks files of their own."""
-        experts = f"--expert-parallel-size {self.parallel}"
-        if self.tensor == 1:
+        experts = f"--expert-parallel-size {self.expert_parallel}"
+        if self.tensor_parallel == 1:
             return experts
-        sliced = f"--model-parallel-size {self.tensor}"
-        return f"{experts} and {sliced}" if self.parallel > 1 else sliced
+        sliced = f"--model-parallel-size {self.tensor_parallel}"
+        return f"{experts} and {sliced}" if self.expert_parallel > 1 else sliced
 
     def reshard(self, path: Path) -> str:
         """The `zcode reshard` that makes files of this layout of any others."""
-        sliced = f" --model-parallel-size {self.tensor}" if self.tensor > 1 else ""
+        sliced = (
+            f" --model-parallel-size {self.tensor_parallel}" if self.tensor_parallel > 1 else ""
+        )
         return (
-            f"zcode reshard {path} --ranks {self.world} --expert-parallel-size {self.parallel}"
-            f"{sliced} --out DIR"
+            f"zcode reshard {path} --ranks {self.world} "
+            f"--expert-parallel-size {self.expert_parallel}{sliced} --out DIR"
         )

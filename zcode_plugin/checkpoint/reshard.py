@@ -65,22 +65,22 @@ class Resharding:
 def plan(
     files: list[Path],
     ranks: int,
-    parallel: int | None = None,
+    expert_parallel: int | None = None,
     zero: str | None = None,
-    tensor: int = 1,
+    tensor_parallel: int = 1,
 ) -> Resharding:
     """Read a checkpoint that is to be divided over `ranks`.
 
     Args:
         files: as `gather.find_files` gives them.
         ranks: the new world size.
-        parallel: the new `--expert-parallel-size`; None leaves groups of ranks as they are where
-            the run had several and their size fits, and else spreads the experts over all ranks
-            that see different data.
+        expert_parallel: the new `--expert-parallel-size`; None leaves groups of ranks as they
+            are where the run had several and their size fits, and else spreads the experts over
+            all ranks that see different data.
         zero: the new `--zero-sharding`, `os` or `none`; None leaves it as it was, but for slices,
             which cannot have it. One file for all ranks holds all of the optimizer's state with
             either.
-        tensor: the new `--model-parallel-size`.
+        tensor_parallel: the new `--model-parallel-size`.
 
     Raises:
         UserError: the sizes do not divide each other, the experts, or what is sliced; and as
@@ -90,9 +90,9 @@ def plan(
     state = gathered.state
     config.check_not_quantised(state, files[0], "to train on")
     before = Layout.of_checkpoint(state, gathered.sharded)
-    after = _new_layout(gathered, before, ranks, parallel, tensor)
-    sharded = _is_zero_sharded(state, zero, tensor)
-    if sharded and after.parallel > 1 and gathered.moments:
+    after = _new_layout(gathered, before, ranks, expert_parallel, tensor_parallel)
+    sharded = _is_zero_sharded(state, zero, tensor_parallel)
+    if sharded and after.expert_parallel > 1 and gathered.moments:
         after = replace(after, sharded=True)
     config.set_zero_sharding(state, "os" if sharded else "none")
     position = _position(state)
@@ -100,43 +100,47 @@ def plan(
 
 
 def _new_layout(
-    gathered: Gathered, before: Layout, ranks: int, parallel: int | None, tensor: int
+    gathered: Gathered,
+    before: Layout,
+    ranks: int,
+    expert_parallel: int | None,
+    tensor_parallel: int,
 ) -> Layout:
     """The layout of these sizes, which must divide each other and what there is to divide."""
-    if ranks < 1 or tensor < 1 or ranks % tensor:
+    if ranks < 1 or tensor_parallel < 1 or ranks % tensor_parallel:
         raise UserError(
-            f"--model-parallel-size {tensor} does not divide --ranks {ranks}: choose a divisor of "
-            f"{ranks}"
+            f"--model-parallel-size {tensor_parallel} does not divide --ranks {ranks}: choose a "
+            f"divisor of {ranks}"
         )
-    data = ranks // tensor
-    if parallel is None:
-        parallel = _default_parallel(gathered, before, data)
-    if parallel < 1 or data % parallel:
-        of_slices = f" / --model-parallel-size {tensor}" if tensor > 1 else ""
+    data = ranks // tensor_parallel
+    if expert_parallel is None:
+        expert_parallel = _default_parallel(gathered, before, data)
+    if expert_parallel < 1 or data % expert_parallel:
+        of_slices = f" / --model-parallel-size {tensor_parallel}" if tensor_parallel > 1 else ""
         raise UserError(
-            f"--expert-parallel-size {parallel} does not divide --ranks {ranks}{of_slices}: choose "
-            f"a divisor of {data}"
+            f"--expert-parallel-size {expert_parallel} does not divide --ranks {ranks}{of_slices}: "
+            f"choose a divisor of {data}"
         )
-    layout = Layout(ranks, parallel, tensor)
+    layout = Layout(ranks, expert_parallel, tensor_parallel)
     for count in gathered.experts.values():
         layout.topology(0).local_experts(count)  # refuses what does not divide
-    check_divides(config.section(gathered.state, "model"), tensor)
+    check_divides(config.section(gathered.state, "model"), tensor_parallel)
     return layout
 
 
 def _default_parallel(gathered: Gathered, before: Layout, data: int) -> int:
     if not gathered.experts:
         return 1
-    in_groups = 1 < before.parallel < before.data and data % before.parallel == 0
-    return before.parallel if in_groups else data
+    in_groups = 1 < before.expert_parallel < before.data and data % before.expert_parallel == 0
+    return before.expert_parallel if in_groups else data
 
 
-def _is_zero_sharded(state: Mapping[str, Any], zero: str | None, tensor: int) -> bool:
-    if tensor > 1:
+def _is_zero_sharded(state: Mapping[str, Any], zero: str | None, tensor_parallel: int) -> bool:
+    if tensor_parallel > 1:
         if zero == "os":
             raise UserError(
-                f"--zero-sharding os cannot go with --model-parallel-size {tensor}: drop one of "
-                "them"
+                f"--zero-sharding os cannot go with --model-parallel-size {tensor_parallel}: drop "
+                "one of them"
             )
         return False
     return config.is_zero_sharded(state) if zero is None else zero == "os"
@@ -177,7 +181,7 @@ def _rank_state(resharding: Resharding, rank: int) -> dict[str, Any]:
         parameters, owned = gathered.state["task_state"]["parameters"], None
         if after.sharded:
             owned = zero_parts.keep_owned(
-                state, world=after.world, parallel=after.parallel, rank=rank
+                state, world=after.world, expert_parallel=after.expert_parallel, rank=rank
             )
         take = partial(moment_slice_of, slicing=after.slicing(rank))
         state["last_optimizer_state"] = {
@@ -186,7 +190,7 @@ def _rank_state(resharding: Resharding, rank: int) -> dict[str, Any]:
         }
     for options in ("cfg", "args"):
         state[options] = copy.deepcopy(state.get(options))
-    config.set_layout(state, after.world, after.parallel, rank, after.tensor)
+    config.set_layout(state, after.world, after.expert_parallel, rank, after.tensor_parallel)
     return state
 
 

@@ -144,7 +144,11 @@ def _check_float_averages(
 ) -> None:
     """Stock takes these as they are in the file, of all experts and whole layers."""
     has_them = "ema_fp32_params" in (state.get("extra_state") or {})
-    if has_them and config.get(options, "ema_fp32") and (layout.parallel > 1 or layout.tensor > 1):
+    if (
+        has_them
+        and config.get(options, "ema_fp32")
+        and (layout.expert_parallel > 1 or layout.tensor_parallel > 1)
+    ):
         raise UserError(
             f"--ema-fp32: the averages in {path} are of all experts and whole layers, which a rank "
             "has not: leave the flag out"
@@ -159,12 +163,12 @@ def _check_shards(options: Any, whole: Path, layout: Layout) -> tuple[Path, dict
         first = found[0] if 0 in found else next(iter(found.values()))
         state = check_shards(list(found.values()))
         saved = Layout.of_checkpoint(state)
-        if (saved.world, saved.parallel) != (layout.world, layout.parallel):
+        if (saved.world, saved.expert_parallel) != (layout.world, layout.expert_parallel):
             raise UserError(
                 f"{first} is of a run with --use-sharded-state on {saved.world} ranks with "
-                f"--expert-parallel-size {saved.parallel}, and this one has {layout.world} and "
-                f"{layout.parallel}: go on with as many, or without --use-sharded-state after "
-                f"{layout.reshard(first)}"
+                f"--expert-parallel-size {saved.expert_parallel}, and this one has {layout.world} "
+                f"and {layout.expert_parallel}: go on with as many, or without --use-sharded-state "
+                f"after {layout.reshard(first)}"
             )
         return first, state
     files = [whole] if whole.is_file() else list(names.find_rank_files(whole).values())
@@ -267,26 +271,31 @@ def _check_ranks_files(
                         f"{path} is of another run than {first}: their {key} differ; put the file "
                         "of this run in its place"
                     )
-        if layout.parallel > 1 and not config.get(options, "reset_optimizer"):
+        if layout.expert_parallel > 1 and not config.get(options, "reset_optimizer"):
             zero_parts.check_start(
-                part, path, world=layout.world, parallel=layout.parallel, rank=rank, sharded=sharded
+                part,
+                path,
+                world=layout.world,
+                expert_parallel=layout.expert_parallel,
+                rank=rank,
+                sharded=sharded,
             )
     return first, state
 
 
 def _check_same_layout(whole: Path, first: Path, saved: Layout, layout: Layout) -> None:
-    if saved.tensor != layout.tensor:
+    if saved.tensor_parallel != layout.tensor_parallel:
         raise UserError(
-            f"{first} is of a run with --model-parallel-size {saved.tensor}, and this one has "
-            f"{layout.tensor}: divide it anew with {layout.reshard(whole)}"
+            f"{first} is of a run with --model-parallel-size {saved.tensor_parallel}, and this one "
+            f"has {layout.tensor_parallel}: divide it anew with {layout.reshard(whole)}"
         )
     # Ranks that only see other data have no files of their own.
-    sizes = (saved.world, saved.parallel), (layout.world, layout.parallel)
+    sizes = (saved.world, saved.expert_parallel), (layout.world, layout.expert_parallel)
     if sizes[0] != sizes[1] and not names.is_part(first):
         raise UserError(
             f"{first} is of a run on {saved.world} ranks with --expert-parallel-size "
-            f"{saved.parallel}, and this one has {layout.world} and {layout.parallel}: divide it "
-            f"anew with {layout.reshard(whole)}"
+            f"{saved.expert_parallel}, and this one has {layout.world} and "
+            f"{layout.expert_parallel}: divide it anew with {layout.reshard(whole)}"
         )
 
 

@@ -21,13 +21,13 @@ def owned_by(state: Mapping[str, Any]) -> list[int] | None:
     return (state.get("last_optimizer_state") or {}).get(OWNED)
 
 
-def expected(state: Mapping[str, Any], *, world: int, parallel: int, rank: int) -> list[int]:
+def expected(state: Mapping[str, Any], *, world: int, expert_parallel: int, rank: int) -> list[int]:
     """The numbers that a rank owns in a run of this layout.
 
     Args:
         state: the checkpoint of the rank, with its weights and the names of parameters.
         world: ranks.
-        parallel: `--expert-parallel-size`.
+        expert_parallel: `--expert-parallel-size`.
         rank: from 0.
     """
     model, sizes = state["model"], []
@@ -35,7 +35,7 @@ def expected(state: Mapping[str, Any], *, world: int, parallel: int, rank: int) 
         stack = names.parse_stack(name)
         keys = [name] if stack is None else stack_keys(stack, model)
         sizes.append(Sized(sum(model[key].numel() for key in keys), is_expert=stack is not None))
-    return owned_numbers(sizes, world=world, parallel=parallel, rank=rank)
+    return owned_numbers(sizes, world=world, expert_parallel=expert_parallel, rank=rank)
 
 
 def owned_entries(state: Mapping[str, Any], owned: Sequence[int]) -> list[str]:
@@ -95,7 +95,7 @@ class Union:
 
 
 def keep_owned(
-    state: MutableMapping[str, Any], *, world: int, parallel: int, rank: int
+    state: MutableMapping[str, Any], *, world: int, expert_parallel: int, rank: int
 ) -> list[int]:
     """Make the optimizer's state of a rank's checkpoint one of `--zero-sharding os`, in place.
 
@@ -104,13 +104,19 @@ def keep_owned(
     Returns:
         The numbers of the parameters whose state belongs into it.
     """
-    owned = expected(state, world=world, parallel=parallel, rank=rank)
+    owned = expected(state, world=world, expert_parallel=expert_parallel, rank=rank)
     state["last_optimizer_state"] = {**state["last_optimizer_state"], OWNED: owned}
     return owned
 
 
 def check_start(
-    state: Mapping[str, Any], path: Path, *, world: int, parallel: int, rank: int, sharded: bool
+    state: Mapping[str, Any],
+    path: Path,
+    *,
+    world: int,
+    expert_parallel: int,
+    rank: int,
+    sharded: bool,
 ) -> None:
     """Refuse a rank's file whose part of the state is not what the rank of this run needs.
 
@@ -128,14 +134,14 @@ def check_start(
     how = "os" if sharded else "none"
     remedy = (
         f"zcode reshard {names.without_rank(path)} --ranks {world} --expert-parallel-size "
-        f"{parallel} --zero-sharding {how} --out DIR"
+        f"{expert_parallel} --zero-sharding {how} --out DIR"
     )
     if not sharded:
         raise UserError(
             f"{path} is of a run with --zero-sharding os and holds a part of the optimizer's "
             f"state: add the flag, or give each rank all of its own with {remedy}"
         )
-    if owned != expected(state, world=world, parallel=parallel, rank=rank):
+    if owned != expected(state, world=world, expert_parallel=expert_parallel, rank=rank):
         raise UserError(
             f"{path} holds another part of the optimizer's state than rank {rank} needs: divide "
             f"it anew with {remedy}"

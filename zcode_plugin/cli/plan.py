@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ranks of the experts (default: the most that divides W and the experts)",
     )
     add(
-        "--tensor",
+        "--model-parallel-size",
         type=int,
         metavar="T",
         help="ranks that share a sliced layer in the forms with M (default: 2, where it divides)",
@@ -140,7 +140,11 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     element = forms.ELEMENTS[args.precision]
     rows, left_out = [], {}
     for form in possible_forms(
-        options, shape.expert_layers, args.ranks, args.expert_parallel_size, args.tensor
+        options,
+        shape.expert_layers,
+        args.ranks,
+        args.expert_parallel_size,
+        args.model_parallel_size,
     ):
         if reason := refusal(form, args.precision, options):
             left_out[form.name] = reason

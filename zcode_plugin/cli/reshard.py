@@ -113,13 +113,13 @@ def _print_report(resharding: Resharding, files: list[Path], written: int) -> No
     state, experts = resharding.gathered.state, sorted(set(resharding.gathered.experts.values()))
 
     def local(layout: Layout) -> str:
-        return ", ".join(str(number // layout.parallel) for number in experts) or "none"
+        return ", ".join(str(number // layout.expert_parallel) for number in experts) or "none"
 
     rows = [
         ("", "before", "after"),
         ("ranks", f"{before.world}", f"{after.world}"),
-        ("expert parallel size", f"{before.parallel}", f"{after.parallel}"),
-        ("slices of a layer", f"{before.tensor}", f"{after.tensor}"),
+        ("expert parallel size", f"{before.expert_parallel}", f"{after.expert_parallel}"),
+        ("slices of a layer", f"{before.tensor_parallel}", f"{after.tensor_parallel}"),
         ("files", f"{len(files)}", f"{after.files}"),
         ("optimizer's state in a file", *(_held(layout) for layout in (before, after))),
         ("experts of a layer on a rank", local(before), local(after)),

@@ -132,7 +132,7 @@ def _set_options(dense: Dense, args: argparse.Namespace) -> tuple[dict[str, int]
     experts = _layout(options, dense.layers)
     config.replace_model(dense.state, options)
     world = config.world_size(dense.state)
-    config.set_layout(dense.state, world, parallel=1, rank=0)
+    config.set_layout(dense.state, world, expert_parallel=1, rank=0)
     return experts, training_flags(options)
 
 

@@ -52,6 +52,7 @@ def with_experts(options: Namespace, moe: Mapping[str, Any]) -> Namespace:
         vars(made).pop(item.name, None)
     made.finetune_from_model = None  # whatever the dense run began with
     made.amp = False  # nor what it computed in
+    made.base_layers = 0  # nor how it was spread
     made.arch = _architecture(str(name), model)
     if hasattr(options, "_name"):
         made._name = made.arch

@@ -29,7 +29,7 @@ def checksum(tensor: Tensor) -> Tensor:
 
 
 def check_replicas(
-    model: nn.Module, topology: ExpertTopology, updates: int, tensor: int = 1
+    model: nn.Module, topology: ExpertTopology, updates: int, tensor_parallel: int = 1
 ) -> None:
     """Compare the weights of ranks that hold the same ones; all ranks must call it.
 
@@ -40,7 +40,7 @@ def check_replicas(
         model: possibly wrapped for data parallelism.
         topology: of the model's experts.
         updates: number of updates done, for the message.
-        tensor: T, ranks of a tensor group.
+        tensor_parallel: T, ranks of a tensor group.
 
     Raises:
         RankError: some differ; all ranks raise it, with the names of ranks and parameters.
@@ -56,8 +56,8 @@ def check_replicas(
     is_expert_N = torch.tensor([hasattr(weight, "expert") for weight in tensors])
     is_sliced_N = torch.tensor([is_sliced(weight) for weight in tensors])
     rank_W1 = torch.arange(world).unsqueeze(1)
-    place_W1, part_W1 = rank_W1 // tensor, rank_W1 % tensor
-    twin_WN = place_W1 % topology.size * is_expert_N * tensor + part_W1 * is_sliced_N
+    place_W1, part_W1 = rank_W1 // tensor_parallel, rank_W1 % tensor_parallel
+    twin_WN = place_W1 % topology.size * is_expert_N * tensor_parallel + part_W1 * is_sliced_N
     differing = (sums_WN != sums_WN.gather(0, twin_WN)).nonzero().tolist()
     if not differing:
         return

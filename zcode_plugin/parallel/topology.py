@@ -70,7 +70,9 @@ def check_sizes(size: int, world: int, experts: Iterable[int]) -> None:
         )
 
 
-def expert_topology(size: int, experts: Iterable[int] = (), tensor: int = 1) -> ExpertTopology:
+def expert_topology(
+    size: int, experts: Iterable[int] = (), tensor_parallel: int = 1
+) -> ExpertTopology:
     """The topology of this process for `--expert-parallel-size`; all ranks must call it alike.
 
     Without an initialised process group, as in `fairseq-generate`, one process holds all experts
@@ -79,37 +81,41 @@ def expert_topology(size: int, experts: Iterable[int] = (), tensor: int = 1) -> 
     Args:
         size: P.
         experts: number of experts of each MoE layer.
-        tensor: T, `--model-parallel-size`. The grid is then that of the ranks that hold the same
-            slice, every T-th one; "world" is their number.
+        tensor_parallel: T, `--model-parallel-size`. The grid is then that of the ranks that hold
+            the same slice, every T-th one; "world" is their number.
 
     Raises:
         UserError: see `check_sizes`.
     """
     if world_size() == 1:
         return ExpertTopology()
-    check_sizes(size, dist.get_world_size() // tensor, experts)
-    return _distributed_topology(size, dist.get_world_size(), dist.get_rank(), tensor)
+    check_sizes(size, dist.get_world_size() // tensor_parallel, experts)
+    return _distributed_topology(size, dist.get_world_size(), dist.get_rank(), tensor_parallel)
 
 
 @cache
-def _distributed_topology(size: int, world: int, rank: int, tensor: int) -> ExpertTopology:
-    if size == 1 and tensor == 1:
+def _distributed_topology(size: int, world: int, rank: int, tensor_parallel: int) -> ExpertTopology:
+    if size == 1 and tensor_parallel == 1:
         return ExpertTopology(data_size=world, data_group=dist.group.WORLD)
-    place = rank // tensor
-    data_size = world // tensor // size
+    place = rank // tensor_parallel
+    data_size = world // tensor_parallel // size
     group = _own_group(
         rank,
         [
-            range((number * size) * tensor + slice_, (number + 1) * size * tensor, tensor)
-            for slice_ in range(tensor)
+            range(
+                (number * size) * tensor_parallel + slice_,
+                (number + 1) * size * tensor_parallel,
+                tensor_parallel,
+            )
+            for slice_ in range(tensor_parallel)
             for number in range(data_size)
         ],
     )
     data_group = _own_group(
         rank,
         [
-            range(offset * tensor + slice_, world, size * tensor)
-            for slice_ in range(tensor)
+            range(offset * tensor_parallel + slice_, world, size * tensor_parallel)
+            for slice_ in range(tensor_parallel)
             for offset in range(size)
         ],
     )

@@ -41,7 +41,7 @@ def owners(sizes: Sequence[int], members: int) -> list[int]:
 
 
 def owned_numbers(
-    parameters: Sequence[Sized], *, world: int, parallel: int, rank: int
+    parameters: Sequence[Sized], *, world: int, expert_parallel: int, rank: int
 ) -> list[int]:
     """The numbers of the parameters that a rank owns, in their order.
 
@@ -51,13 +51,13 @@ def owned_numbers(
     Args:
         parameters: of the rank, as its optimizer numbers them.
         world: ranks.
-        parallel: P, `--expert-parallel-size`.
+        expert_parallel: P, `--expert-parallel-size`.
         rank: from 0.
     """
     numbers = []
     for is_expert, members, place in (
         (False, world, rank),
-        (True, world // parallel, rank // parallel),
+        (True, world // expert_parallel, rank // expert_parallel),
     ):
         kind = [number for number, one in enumerate(parameters) if one.is_expert == is_expert]
         places = owners([parameters[number].elements for number in kind], members)

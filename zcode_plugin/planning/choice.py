@@ -20,8 +20,8 @@ def possible_forms(
     options: argparse.Namespace,
     experts: Sequence[int],
     ranks: int,
-    parallel: int | None = None,
-    tensor: int | None = None,
+    expert_parallel: int | None = None,
+    tensor_parallel: int | None = None,
 ) -> list[Form]:
     """The paper's forms, as far as they differ on so many ranks.
 
@@ -29,18 +29,18 @@ def possible_forms(
         options: of the model.
         experts: the number of experts of each MoE layer.
         ranks: W.
-        parallel: P; by default the most that divides.
-        tensor: T of the sliced forms; by default 2, where it divides.
+        expert_parallel: P; by default the most that divides.
+        tensor_parallel: T of the sliced forms; by default 2, where it divides.
 
     Raises:
         UserError: P or T is asked for, and training would refuse it.
     """
-    size = _parallel_size(parallel, ranks, ranks, experts)
+    size = _parallel_size(expert_parallel, ranks, ranks, experts)
     found = [Form(ranks, size, zero=zero) for zero in (0, 1, 3)]
     found.append(Form(ranks, size, zero=3, offload=True))
-    slices = _tensor_size(tensor, ranks, options)
+    slices = _tensor_size(tensor_parallel, ranks, options)
     if slices > 1:
-        size = _parallel_size(parallel, ranks, ranks // slices, experts)
+        size = _parallel_size(expert_parallel, ranks, ranks // slices, experts)
         found.append(Form(ranks, size, slices))
         found.append(Form(ranks, size, slices, zero=3, offload=True))
     return found
@@ -57,17 +57,17 @@ def refusal(form: Form, precision: str, options: argparse.Namespace) -> str | No
     chosen = {
         "fp16": precision != "fp32",
         precision.replace("-", "_"): True,
-        "model_parallel_size": form.tensor,
-        "expert_parallel_size": form.parallel,
+        "model_parallel_size": form.tensor_parallel,
+        "expert_parallel_size": form.expert_parallel,
         "zero_sharding": "os" if form.zero == 1 else "none",
     }
     run = argparse.Namespace(**{**vars(options), **chosen})
     try:
-        if form.parallel > 1:
+        if form.expert_parallel > 1:
             check_parallel(run)
         if form.zero == 3:
             check_fully_sharded(run, MoEConfig.from_namespace(options))
-        if form.tensor > 1:
+        if form.tensor_parallel > 1:
             check_sliced(run)
         if form.world == 1:
             check_zero_has_ranks(run)
@@ -107,7 +107,7 @@ def _tensor_size(wanted: int | None, ranks: int, options: argparse.Namespace) ->
     size = _TENSOR if wanted is None else wanted
     try:
         if size < 1 or ranks % size:
-            raise UserError(f"--tensor {size} must divide --ranks {ranks}")
+            raise UserError(f"--model-parallel-size {size} must divide --ranks {ranks}")
         check_divides(options, size)
     except UserError:
         if wanted is None:

@@ -49,51 +49,53 @@ class Form:
 
     Attributes:
         world: W.
-        parallel: P, `--expert-parallel-size`.
-        tensor: T, `--model-parallel-size`.
+        expert_parallel: P, `--expert-parallel-size`.
+        tensor_parallel: T, `--model-parallel-size`.
         zero: 0; 1, the optimizer's state is sharded; 3, parameters and gradients, too.
         offload: shards live in the host's memory (with zero 3).
     """
 
     world: int
-    parallel: int = 1
-    tensor: int = 1
+    expert_parallel: int = 1
+    tensor_parallel: int = 1
     zero: Literal[0, 1, 3] = 0
     offload: bool = False
 
     def __post_init__(self) -> None:
-        if self.world < 1 or self.tensor < 1 or self.world % self.tensor:
-            raise UserError(f"--tensor {self.tensor} must divide --ranks {self.world}")
-        if self.parallel < 1 or self.data % self.parallel:
+        if self.world < 1 or self.tensor_parallel < 1 or self.world % self.tensor_parallel:
             raise UserError(
-                f"--expert-parallel-size {self.parallel} must divide the {self.data} ranks that "
-                "see different data"
+                f"--model-parallel-size {self.tensor_parallel} must divide --ranks {self.world}"
+            )
+        if self.expert_parallel < 1 or self.data % self.expert_parallel:
+            raise UserError(
+                f"--expert-parallel-size {self.expert_parallel} must divide the {self.data} ranks "
+                "that see different data"
             )
 
     @property
     def data(self) -> int:
         """D."""
-        return self.world // self.tensor
+        return self.world // self.tensor_parallel
 
     @property
     def replicas(self) -> int:
         """R."""
-        return self.data // self.parallel
+        return self.data // self.expert_parallel
 
     @property
     def name(self) -> str:
         """As the paper writes it: `E+D+Z1`."""
-        parts = ["E"] if self.parallel > 1 else []
+        parts = ["E"] if self.expert_parallel > 1 else []
         parts += ["D"] if self.replicas > 1 and not self.offload and self.zero != 3 else []
         parts += {0: [], 1: ["Z1"], 3: ["Z-Off" if self.offload else "Z3"]}[self.zero]
-        parts += ["M"] if self.tensor > 1 else []
+        parts += ["M"] if self.tensor_parallel > 1 else []
         return "+".join(parts) or "D"
 
     def flags(self) -> list[str]:
         """Of fairseq-train."""
-        flags = ["--expert-parallel-size", str(self.parallel)]
-        if self.tensor > 1:
-            flags += ["--model-parallel-size", str(self.tensor)]
+        flags = ["--expert-parallel-size", str(self.expert_parallel)]
+        if self.tensor_parallel > 1:
+            flags += ["--model-parallel-size", str(self.tensor_parallel)]
         if self.zero == 1:
             flags += ["--zero-sharding", "os"]
         flags += ["--ddp-backend", "fully_sharded" if self.zero == 3 else "legacy_ddp"]
@@ -129,8 +131,8 @@ class Memory:
 def state_memory(shape: ModelShape, form: Form, element: ElementBytes) -> Memory:
     """What a rank holds between updates."""
     element = element.sharded if form.zero == 3 else element
-    dense = shape.dense - shape.sliced + shape.sliced / form.tensor
-    experts = shape.experts / (form.parallel * form.tensor)
+    dense = shape.dense - shape.sliced + shape.sliced / form.tensor_parallel
+    experts = shape.experts / (form.expert_parallel * form.tensor_parallel)
     whole, sharded = dense + experts, dense / form.data + experts / form.replicas
     held = sharded if form.zero == 3 else whole
     moments = sharded if form.zero else whole
@@ -148,9 +150,13 @@ def state_memory(shape: ModelShape, form: Form, element: ElementBytes) -> Memory
 def _largest_layer(shape: ModelShape, form: Form) -> float:
     """Elements that are gathered at once: those of the embeddings, or of a layer's experts."""
     layers = shape.encoder_layers + shape.decoder_layers
-    experts = shape.experts / max(1, len(shape.expert_layers)) / (form.parallel * form.tensor)
+    experts = (
+        shape.experts
+        / max(1, len(shape.expert_layers))
+        / (form.expert_parallel * form.tensor_parallel)
+    )
     # What is no layer's is mostly the embedding; a layer is about 1 / layers of what is.
-    dense = shape.sliced / form.tensor / max(1, layers)
+    dense = shape.sliced / form.tensor_parallel / max(1, layers)
     return max(experts, dense) + dense
 
 
@@ -179,7 +185,7 @@ def training_memory(
     else:
         per_token = activations.per_token(layers, vocabulary)
     rows = tokens * shape.top_k * (shape.capacity_factor or 1.0)
-    exchange = 4 * rows * shape.width * element.compute if form.parallel > 1 else 0.0
+    exchange = 4 * rows * shape.width * element.compute if form.expert_parallel > 1 else 0.0
     return replace(memory, activations=share * per_token * tokens, exchange=exchange)
 
 
@@ -217,12 +223,12 @@ class Traffic:
 def traffic(shape: ModelShape, form: Form, element: ElementBytes) -> Traffic:
     """What is sent; of sums and gathers what a ring sends."""
     row = shape.width * element.compute
-    dense = shape.dense - shape.sliced + shape.sliced / form.tensor
-    experts = shape.experts / (form.parallel * form.tensor)
+    dense = shape.dense - shape.sliced + shape.sliced / form.tensor_parallel
+    experts = shape.experts / (form.expert_parallel * form.tensor_parallel)
     passes = 3 if form.zero == 3 else 2
     return Traffic(
-        exchange=4 * shape.top_k * row / form.tensor * _others(form.parallel),
-        slicing=_slicing(shape, form) * row * _others(form.tensor),
+        exchange=4 * shape.top_k * row / form.tensor_parallel * _others(form.expert_parallel),
+        slicing=_slicing(shape, form) * row * _others(form.tensor_parallel),
         update=passes
         * element.compute
         * (dense * _others(form.data) + experts * _others(form.replicas)),
@@ -241,7 +247,7 @@ def _slicing(shape: ModelShape, form: Form) -> float:
     with_experts = len(shape.expert_layers)
     networks = 2 * (layers - with_experts + shape.top_k * with_experts)
     embeddings = 3  # both embeddings forwards, the output's projection backwards
-    gathers = 4 * shape.top_k * with_experts if form.parallel > 1 else 0
+    gathers = 4 * shape.top_k * with_experts if form.expert_parallel > 1 else 0
     return (2 * (attention + networks + embeddings) + gathers) / layers
 
 
@@ -262,7 +268,7 @@ def largest_experts(
     fits, step = 0, 1
     while step:
         count = fits + step
-        scaled = shape.with_experts(count * form.parallel)
+        scaled = shape.with_experts(count * form.expert_parallel)
         memory = state_memory(scaled, form, element)
         if (
             shape.expert_layers
@@ -273,4 +279,4 @@ def largest_experts(
             fits, step = count, step * 2
         else:
             step //= 2
-    return fits * form.parallel
+    return fits * form.expert_parallel
