@@ -34,6 +34,11 @@ def _check_keys(section: str, given: Iterable[str], known: Iterable[str]) -> Non
             refuse(f"there is no option {section}.{key}{_near(key, known)}")
 
 
+def _name(options: Any) -> str | None:
+    """What a section chooses; `get` of omegaconf 2.0 takes a missing key for a mistake."""
+    return options._name if "_name" in options else None
+
+
 def _check_known_sections(cfg: Any) -> None:
     """Refuse keys that `+` adds on the command line, which hydra lets through."""
     from dataclasses import is_dataclass
@@ -68,9 +73,9 @@ def _check_chosen_sections(cfg: Any) -> None:
 
     for section, (registered, dataclasses) in _registries().items():
         options = cfg.get(section)
-        if not isinstance(options, DictConfig) or options.get("_name") is None:
+        name = _name(options) if isinstance(options, DictConfig) else None
+        if name is None:
             continue
-        name = options._name
         if name not in registered:
             where = "" if cfg.common.user_dir else "; a plugin's is known with common.user_dir"
             refuse(f"there is no {section} {name}{_near(name, registered) or where}")
@@ -165,7 +170,7 @@ def _completing(stock: Callable[[Any], None]) -> Callable[[Any], None]:
         _check_chosen_sections(cfg)
         try:
             stock(cfg)
-            arch = cfg.model and cfg.model.get("_name")
+            arch = cfg.model and _name(cfg.model)
             if arch in ARCH_MODEL_REGISTRY and arch not in MODEL_DATACLASS_REGISTRY:
                 _set_legacy_model(cfg)
         except OmegaConfBaseException as error:
@@ -238,7 +243,8 @@ HYDRA_PLUGINS = Mend(
         "fairseq-hydra-train completes a configuration before it imports common.user_dir, and "
         "leaves a model without a dataclass its own keys alone, unchecked, until ranks and their "
         "files have names: with the mend a plugin's options, and its model, are what fairseq-train "
-        "makes of the same flags, and a mistake in them is one line"
+        "makes of the same flags, and a mistake in them is one line; hydra 1.0 failed while it "
+        "reported one"
     ),
     is_needed=always,
     apply=_mend,

@@ -15,7 +15,6 @@ from zcode_mends.config_defaults import CONFIG_DEFAULTS
 from zcode_mends.devices import BF16_WITHOUT_TPU, DDP_ON_CPU, FP16_ON_CPU
 from zcode_mends.encoder_fastpath import ENCODER_FASTPATH
 from zcode_mends.fully_sharded import FULLY_SHARDED_ALONE, FULLY_SHARDED_ON_CPU
-from zcode_mends.hydra_errors import HYDRA_ERRORS
 from zcode_mends.hydra_plugins import HYDRA_PLUGINS
 from zcode_mends.megatron import MEGATRON, MEGATRON_HEADS
 from zcode_mends.mend import Mend
@@ -39,7 +38,6 @@ MENDS: tuple[Mend, ...] = (
     FULLY_SHARDED_ALONE,
     MEGATRON,
     MEGATRON_HEADS,
-    HYDRA_ERRORS,
     HYDRA_PLUGINS,
 )
 

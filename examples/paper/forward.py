@@ -67,7 +67,7 @@ class MeansOfPieces:
 
     def add(self, direction: str, pieces: Sequence[str], losses: Sequence[float]) -> None:
         """One sentence, without its end."""
-        group = Pair(*direction.split("-")).group
+        group = Pair.parse(direction).group
         for piece, loss in zip(pieces, losses, strict=True):
             kind = "first" if piece.startswith(SPACE) else "inside"
             self._losses[group, kind].append(loss)

@@ -16,59 +16,66 @@ from statistics import fmean
 
 import quality
 from curves import deviation
+from records import Measured, Records, origins
 from results import Report, Table
-from study import MOE, Scale, both_ways, main, prepare
+from study import MOE, Scale, both_ways, main_with_records, prepare
 from trainings import Run, Study
 
 OBJECTIVES = ("mt", "mt,dae", "mt,dae,mlm", "mt,dae,electra")
+SEEDS = (1, 2)
+UPDATES = (1800, 20)  # in full, and quick
 CUT, SENTENCES = "pl", 1000
+ALONE = (f"{CUT}-en", f"en-{CUT}")
 
 
-def body(study: Study, scale: Scale) -> Report:
-    study = study.beside("multitask", cut_data(study))
-    seeds = scale.pick((1, 2), (1,))
-    alone = (f"{CUT}-en", f"en-{CUT}")
-    pairs = (*scale.pairs, f"{CUT}-en") if scale.quick else scale.pairs
-    systems = {
-        objectives: [
-            scale.run(
-                objectives.replace(",", "-"),
-                (*MOE, "--multitask", ",".join(f"{one}:1" for one in objectives.split(","))),
-                seed=seed,
-                updates=scale.pick(1800, 20),
-                validations=4,
-                directions=both_ways(pairs),
-            )
-            for seed in seeds
-        ]
-        for objectives in OBJECTIVES
-    }
-    study.train([run for several in zip(*systems.values(), strict=True) for run in several])
-    evaluated = study.evaluate_all(systems)
-    paths = study.results_of(systems)
-    tests = quality.significance(paths, seeds, "mt", alone)
-    rows = [row(name, several, study, systems[name]) for name, several in evaluated.items()]
+def body(records: Records, scale: Scale) -> Report:
+    records = records.beside("multitask", cut_data(records.study))
+    measured = records.measure(trainings(scale), ["mt"])
+    seeds = SEEDS[: len(measured["mt"])]
+    paths = {name: [one.path for one in several] for name, several in measured.items()}
+    tests = quality.significance(paths, seeds, "mt", ALONE)
     columns = ["objectives", "seeds", *quality.COLUMNS, "deviation of BLEU all",
-               *(f"BLEU {direction}" for direction in alone), "minutes"]  # fmt: skip
+               *(f"BLEU {direction}" for direction in ALONE), "minutes"]  # fmt: skip
+    rows = [row(name, several) for name, several in measured.items()]
     return Report(
         seeds=seeds,
         tables=[
             Table("multitask", "BLEU and chrF++, means over seeds", columns, rows),
             quality.significance_table("multitask-significance", tests, "mt"),
         ],
-        findings=[quality.finding(tests, name, "mt") for name in OBJECTIVES[1:]],
+        findings=[quality.finding(tests, name, "mt") for name in [*measured][1:]],
         details={
-            "updates": systems["mt"][0].updates,
+            "updates": scale.pick(*UPDATES),
             "sentences": SENTENCES,
-            "signatures": quality.signatures(evaluated["mt"][0]),
+            **origins(measured),
+            "signatures": quality.signatures(measured["mt"][0].results),
         },
     )
+
+
+def trainings(scale: Scale) -> dict[str, list[Run]]:
+    """Runs by objectives, of each seed."""
+    pairs = (*scale.pairs, f"{CUT}-en") if scale.quick else scale.pairs
+    return {
+        objectives: [
+            scale.run(
+                f"multitask-{objectives.replace(',', '-')}",
+                (*MOE, "--multitask", ",".join(f"{one}:1" for one in objectives.split(","))),
+                seed=seed,
+                updates=scale.pick(*UPDATES),
+                validations=4,
+                directions=both_ways(pairs),
+            )
+            for seed in scale.pick(SEEDS, SEEDS[:1])
+        ]
+        for objectives in OBJECTIVES
+    }
 
 
 def cut_data(study: Study) -> Path:
     """The corpus with a pair cut, binarised with the subwords of the whole."""
     whole = study.data.parent / "corpus" / "raw"
-    raw, data = study.folder / "multitask" / "raw", study.folder / "multitask" / "data"
+    raw, data = (study.folder / "multitask" / name for name in ("corpus/raw", "data"))
     raw.mkdir(parents=True, exist_ok=True)
     kept: list[int] | None = None
     for path in sorted(whole.glob("*.*")):
@@ -85,15 +92,13 @@ def cut_data(study: Study) -> Path:
     return data
 
 
-def row(name: str, several: list[quality.Results], study: Study, runs: list[Run]) -> list[object]:
-    alone = [
-        fmean(one["directions"][direction]["bleu"] for one in several)
-        for direction in (f"{CUT}-en", f"en-{CUT}")
-    ]
-    minutes = fmean(study.curve(run)[-1].seconds / 60 for run in runs)
-    spread = deviation([*map(quality.mean_bleu, several)])
-    return [name, len(several), *quality.mean_scores(several), spread, *alone, minutes]
+def row(name: str, several: list[Measured]) -> list[object]:
+    results = [one.results for one in several]
+    alone = [fmean(one["directions"][direction]["bleu"] for one in results) for direction in ALONE]
+    minutes = fmean(one.curve[-1].seconds / 60 for one in several)
+    spread = deviation([*map(quality.mean_bleu, results)])
+    return [name, len(several), *quality.mean_scores(results), spread, *alone, minutes]
 
 
 if __name__ == "__main__":
-    main("multitask", __doc__, body)
+    main_with_records("multitask", __doc__, body)

@@ -45,7 +45,7 @@ def joined(parts: Sequence[Results]) -> Results:
 
 def scores(result: Results) -> list[float]:
     """Unweighted means over the directions of each group, in the order of COLUMNS."""
-    found = {Pair(*key.split("-")): one for key, one in result["directions"].items()}
+    found = {Pair.parse(key): one for key, one in result["directions"].items()}
     groups = by_group(found)
     return [
         fmean(found[direction][metric] for direction in groups[group])

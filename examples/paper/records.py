@@ -67,6 +67,15 @@ class Records:
         self.study, self.folder, self.makes = study, folder, makes
         self._one_at_a_time = Lock()
 
+    def beside(self, name: str, data: Path) -> Records:
+        """Those of a study of other data, whose runs have names that no other study's have.
+
+        Args:
+            name: of the folder of its runs.
+            data: binarised data, in one folder with `corpus/raw`, the text.
+        """
+        return Records(self.study.beside(name, data), self.folder, self.makes)
+
     def measure(
         self, systems: Mapping[Key, Sequence[Run]], needed: Sequence[Key] = ()
     ) -> dict[Key, list[Measured]]:

@@ -95,7 +95,7 @@ def test_hydra_1_0_and_omegaconf_2_0(source: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     fails = (SCRIPTS / "fairseq-hydra-train", "task=language_modeling", "task.data=/nonexistent")
     options = (*fails, "model=transformer_lm/transformer_lm_gpt", f"hydra.run.dir={tmp_path}/run")
-    disabled = _run(python, *options, ZCODE_COMPAT_DISABLE="hydra-errors")
+    disabled = _run(python, *options, ZCODE_COMPAT_DISABLE="hydra-plugins")
     assert re.search("TypeError: print_exception.*'etype'", disabled.stderr)
     enabled = _run(python, *options)
     assert "Must specify batch size either with --max-tokens or --batch-size" in enabled.stderr

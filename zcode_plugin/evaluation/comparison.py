@@ -82,7 +82,7 @@ def read_system(path: Path, name: str) -> System:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        entries = {Pair(*key.split("-")): entry for key, entry in record["directions"].items()}
+        entries = {Pair.parse(key): entry for key, entry in record["directions"].items()}
         tokenizers = {
             direction: tokenizer_of(entry["bleu_signature"]) for direction, entry in entries.items()
         }
