@@ -1,6 +1,7 @@
 """Files and folders that are written whole or not at all.
 
-All of them are written under a temporary name beside their own, which they get at the end.
+All of them are written under a temporary name beside their own, which they get at the end; of a
+link that is the name to which it leads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from zcode_plugin.errors import UserError
 
 def partial_name(path: Path) -> Path:
     """Under which this process writes a file or folder before it gets its own name."""
-    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+    place = path.resolve()
+    return place.with_name(f".{place.name}.partial-{os.getpid()}")
 
 
 def write_all(files: Iterable[tuple[Path, Callable[[BinaryIO], object]]]) -> int:
@@ -41,7 +43,7 @@ def write_all(files: Iterable[tuple[Path, Callable[[BinaryIO], object]]]) -> int
             with partials[path].open("wb") as file:  # a path would put its name into the file
                 write(file)
         for path, whole in partials.items():
-            os.replace(whole, path)
+            os.replace(whole, path.resolve())
     except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         raise UserError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
     finally:
@@ -71,7 +73,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("wb") as file:
             yield file
-        os.replace(partial, path)
+        os.replace(partial, path.resolve())
     finally:
         partial.unlink(missing_ok=True)
 
@@ -80,8 +82,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """A temporary folder beside `path` that takes its name, and its place, at the end.
 
-    Of a link, that to which it leads. On any failure `path` is what it was, and nothing is left
-    behind; what a process left that was killed is removed by the next.
+    On any failure `path` is what it was, and nothing is left behind; what a process left that was
+    killed is removed by the next.
 
     Raises:
         UserError: a file in it cannot be written.

@@ -195,12 +195,17 @@ def test_comet_is_shown_where_all_have_it(
 def test_what_does_not_fit_into_memory_is_left_out(
     capsys: pytest.CaptureFixture[str], three: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zcode_plugin.evaluation.comparison.MOST_BYTES", 10 * 60 * 192)
-    printed = zcode(capsys, *three[:2], "--samples", "10")[1]
-    assert (
-        "all sentences: not tested, resampling takes 0 GB: give fewer --samples, or --test ar"
-        in (printed.splitlines())
+    monkeypatch.setattr("zcode_plugin.evaluation.comparison.MOST_BYTES", 90 * 112 * 5)
+    whole = zcode(capsys, *three[:2], "--samples", "5")[1].splitlines()
+    printed = zcode(capsys, *three[:2], "--samples", "15")[1].splitlines()
+    assert "all sentences: not tested for lack of memory: give --samples 5 or fewer" in printed
+    [tested, untested] = (
+        next(line for line in lines if line.startswith("all sentences")).split()
+        for lines in (whole, printed)
     )
+    assert tested[:5] == untested
+    assert len(tested) == 6
+    assert not any(line.startswith("de-en: not") for line in printed)
 
 
 @pytest.mark.parametrize(
@@ -260,3 +265,15 @@ def test_as_a_command(three: list[Path]) -> None:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert "|bs:1000|seed:12345|" in ended.stdout
+
+
+@pytest.mark.parametrize("seed", ["abc", "-1", "0", ""])
+def test_a_seed_that_sacrebleu_cannot_take(
+    capsys: pytest.CaptureFixture[str],
+    three: list[Path],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: str,
+) -> None:
+    monkeypatch.setenv("SACREBLEU_SEED", seed)
+    message = f"SACREBLEU_SEED={seed}: give a whole number above 0, or none"
+    assert zcode(capsys, *three) == (2, "", f"zcode compare: error: {message}\n")

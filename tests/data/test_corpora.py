@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from fairseq.data import Dictionary, ListDataset
+from fairseq.data.indexed_dataset import IndexedDatasetBuilder
 
-from zcode_plugin.data.corpora import DenoisingCorpus, MaskedCorpus, word_starts
+from zcode_plugin.data.corpora import DenoisingCorpus, MaskedCorpus, load_tokens, word_starts
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise, split_words
 
@@ -86,3 +90,21 @@ def test_sizes_are_those_of_examples(corpus: DenoisingCorpus | MaskedCorpus) -> 
     for row, (source, target) in enumerate(zip(corpus.src_sizes, corpus.tgt_sizes, strict=True)):
         example = corpus.example(row, (1,))
         assert (len(example["source"]), len(example["target"])) == (source, target)
+
+
+def test_each_process_seeks_in_a_file_of_its_own(tmp_path: Path, dictionary: Dictionary) -> None:
+    """Workers are forked after the first batch is read: they would move each other's position."""
+    builder = IndexedDatasetBuilder(f"{tmp_path}/train.bin")
+    rows = [torch.arange(4, 5 + row) for row in range(5)]
+    for row in rows:
+        builder.add_item(row)
+    builder.finalize(f"{tmp_path}/train.idx")
+    dataset = load_tokens(tmp_path / "trai", "n", dictionary, None)
+    assert torch.equal(dataset[1], rows[1])
+    place = dataset.data_file.tell()  # type: ignore[attr-defined]
+    child = os.fork()
+    if not child:
+        os._exit(int(not torch.equal(dataset[4], rows[4])))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert dataset.data_file.tell() == place  # type: ignore[attr-defined]
+    assert torch.equal(dataset[2], rows[2])

@@ -120,7 +120,9 @@ def test_no_noise_is_the_identity() -> None:
         ({"delete": -0.1}, "--dae-delete -0.1"),
         ({"infill": 2}, "--dae-infill 2"),
         ({"shuffle_distance": -1}, "--dae-shuffle-distance -1"),
+        ({"shuffle_distance": np.nan}, "--dae-shuffle-distance nan"),
         ({"span_length": 0}, "--dae-span-length 0"),
+        ({"span_length": np.inf}, "--dae-span-length inf"),
     ],
 )
 def test_bad_rates_name_their_flag(options: dict[str, float], message: str) -> None:

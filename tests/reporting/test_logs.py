@@ -84,6 +84,32 @@ def test_a_resumed_run_wins_from_its_checkpoint_on_and_its_time_goes_on(tmp_path
     assert log.seconds_at([250, 350]) == [230, 310]
 
 
+def test_where_the_clock_stands_time_is_that_of_updates(tmp_path: Path) -> None:
+    """As in logs of stock: the clock of a run that was resumed within an epoch stands at 0."""
+    log = read(
+        tmp_path,
+        *(train_line(updates, updates, 10, train_wall=90) for updates in (100, 200, 300, 400)),
+        *(train_line(updates, 0, 7, train_wall=50) for updates in (300, 400, 500, 600)),
+        # Resumed again, before 500; and at the end of an epoch, where stock starts the clock.
+        *(train_line(updates, 0, 6, train_wall=40) for updates in (500, 550)),
+        *(train_line(updates, updates - 500, 5) for updates in (560, 570)),
+    )
+    assert losses(log) == {100: 10, 200: 10, 300: 7, 400: 7, 500: 6, 550: 6, 560: 5, 570: 5}
+    assert log.restarts == 3
+    assert log.seconds == {
+        100: 100, 200: 200, 300: 250, 400: 300, 500: 340, 550: 380, 560: 440, 570: 450
+    }  # fmt: skip
+
+
+def test_a_run_that_began_anew_is_no_other_rank(tmp_path: Path) -> None:
+    old = [train_line(updates, updates, 10) for updates in (100, 200, 300)]
+    new = [train_line(updates, updates + 0.5, 9) for updates in (100, 200)]
+    log = read(tmp_path, *old, *new)
+    assert (log.restarts, losses(log)) == (1, {100: 9, 200: 9})
+    first, second = (write_log(tmp_path / f"{n}.log", lines) for n, lines in enumerate((old, new)))
+    assert losses(read_logs([first, second]) or log) == {100: 9, 200: 9}
+
+
 def test_a_run_that_resumed_where_it_ended_keeps_all(tmp_path: Path) -> None:
     log = read(tmp_path, train_line(100, 100, 9), train_line(200, 30, 8))
     assert (log.restarts, losses(log), log.seconds[200]) == (1, {100: 9, 200: 8}, 130)

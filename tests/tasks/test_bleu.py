@@ -113,7 +113,7 @@ def test_bleu_in_other_layouts(
         (["--eval-bleu-args", "{beam: 4}"], "--eval-bleu-args {beam: 4} is no JSON object"),
         (["--eval-bleu-args", "[4]"], "--eval-bleu-args [4] is no JSON object"),
         (["--eval-bleu-detok", "none-such"], "--eval-bleu-detok none-such"),
-        (["--multitask", "dae"], "--eval-bleu: "),
+        (["--multitask", "dae"], "--eval-bleu needs mt in --multitask"),
         (["--eval-bleu-pairs", "aa-cc"], "aa-cc is none of the directions aa-bb, bb-aa"),
     ],
 )

@@ -24,6 +24,16 @@ def test_all_tokens_to_be_told_are_masked(first_batch: FirstBatch, reversal: Pat
     assert batch["nplaces"] == (source != task.dictionary.pad()).sum()
 
 
+def test_only_in_training_are_proposals_drawn_anew(first_batch: FirstBatch, reversal: Path) -> None:
+    """Losses of validations can be compared, whatever was drawn before."""
+    _, model, _, sample = first_batch(reversal, "--multitask", "electra", "--mlm-mask", "0.9")
+    net_input = sample["electra"]["net_input"]
+    for training in (False, True):
+        model.train(training)
+        first, second = (model(**net_input)[1]["proposed"] for _ in range(2))
+        assert torch.equal(first, second) != training
+
+
 def test_losses_are_those_of_the_definition(first_batch: FirstBatch, reversal: Path) -> None:
     task, model, criterion, sample = first_batch(
         reversal, "--multitask", "electra:0.5", "--moe-gate-loss-wt", "0",

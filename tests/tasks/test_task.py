@@ -186,6 +186,9 @@ def test_denoising_restores_the_clean_sentence(configure: Configure, reversal: P
         (["--moe-top-k", "9"], "--moe-top-k 9 is more than --moe-expert-count 4"),
         (["--moe-expert-count", "0"], "--moe-expert-count 0 is too small: give at least 1"),
         (["--moe-jitter-eps", "1"], "--moe-jitter-eps 1.0 must be less than 1"),
+        (["--moe-capacity-factor", "inf"], "--moe-capacity-factor inf is no finite number"),
+        (["--moe-capacity-factor", "nan"], "--moe-capacity-factor nan is no finite number"),
+        (["--dataset-impl", "raw"], "--dataset-impl raw: text is not read"),
         (["--moe-capacity-factor", "-1"], "--moe-capacity-factor -1.0 is too small"),
         (
             ["--moe-batch-prioritized-routing", "--moe-token-priority", "position"],
@@ -203,6 +206,18 @@ def test_mistakes_are_one_line_and_exit_code_2(
     line = refusal(lambda: load(configure, reversal, *arguments))
     assert line.startswith("zcode_plugin: error: ")
     assert message in line
+
+
+def test_monolingual_text_of_a_language_that_is_none_of_the_others(
+    configure: Configure, reversal: Path, refusal: Callable[..., str], tmp_path: Path
+) -> None:
+    for path in reversal.iterdir():
+        shutil.copy(path, tmp_path)
+        if "aa-None" in path.name:
+            shutil.copy(path, tmp_path / path.name.replace("aa", "cc"))
+    message = refusal(lambda: load(configure, tmp_path, "--multitask", "dae"))
+    assert f"{tmp_path} has monolingual text of cc, which is none of the languages aa,bb" in message
+    assert "--mono-langs: cc" not in message
 
 
 def test_missing_and_damaged_data_are_named(

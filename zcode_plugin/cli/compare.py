@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -87,6 +88,10 @@ def _check_arguments(args: argparse.Namespace, samples: int) -> None:
         raise UserError("give two results or more: the first is the baseline")
     if samples < 1:
         raise UserError(f"--samples {samples} must be at least 1")
+    seed = os.environ.get("SACREBLEU_SEED", "12345")
+    # Of 0 sacreBLEU makes no seed.
+    if seed.lower() != "none" and not (seed.isascii() and seed.isdecimal() and int(seed) > 0):
+        raise UserError(f"SACREBLEU_SEED={seed}: give a whole number above 0, or none")
     if args.out is not None:
         check_file(args.out, args.results)
 

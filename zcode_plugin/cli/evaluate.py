@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,16 +18,11 @@ from zcode_plugin.cli.outputs import check_file, check_folder
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 from zcode_plugin.evaluation import comet, generation, scores
+from zcode_plugin.evaluation.directions import by_hand, translate_all
 from zcode_plugin.evaluation.generation import Translations
 from zcode_plugin.evaluation.scores import Score
 from zcode_plugin.files import write_texts
-from zcode_plugin.stock.jobs import (
-    StockCommand,
-    StockJob,
-    StockResult,
-    available_cores,
-    check_no_colon,
-)
+from zcode_plugin.stock.jobs import available_cores, check_no_colon
 
 DESCRIPTION = """Translate every direction with stock fairseq-generate; print a table of BLEU and
 chrF++. References are those in DATA, in the spelling that their pieces give
@@ -117,21 +109,18 @@ def run(args: argparse.Namespace) -> int:
 
     state = io.load_options(args.path)
     section = config.section(state, "task")
-    task = generation.task_arguments(section)
     langs = languages_of(state)
+    task = generation.task_arguments(section, langs)
     if args.pairs is None:
         directions = generation.trained_directions(directions, section, langs)
     updates = config.num_updates(state)
     del state
     evaluation = _evaluate(args, directions, task, tokenizers, updates)
-    if comet_model is not None:
-        for direction, texts in evaluation.texts.items():
-            score = comet.score(comet_model, texts)
-            evaluation.scores[direction] = replace(evaluation.scores[direction], comet=score)
+    failed = None if comet_model is None else _add_comet(comet_model, evaluation)
     print(scores.score_table(evaluation.scores))
     for line in scores.signature_lines({d: asdict(one) for d, one in evaluation.scores.items()}):
         print(line)
-    if args.comet is not None:
+    if args.comet is not None and failed is None:
         print(f"COMET: {args.comet} (unbabel-comet {version('unbabel-comet')})")
     for line in scores.unknown_lines(evaluation.scores):
         print(line)
@@ -140,7 +129,20 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         _write_json(args, evaluation)
         print(f"results: {args.out}")
+    if failed is not None:
+        raise UserError(f"--comet {args.comet}: {failed}; the scores above are without it")
     return 0
+
+
+def _add_comet(model: Any, evaluation: Evaluation) -> str | None:
+    """Put scores of COMET beside the others; None, or why there are none."""
+    try:
+        found = {direction: comet.score(model, one) for direction, one in evaluation.texts.items()}
+    except comet.CometError as error:
+        return str(error)
+    for direction, score in found.items():
+        evaluation.scores[direction] = replace(evaluation.scores[direction], comet=score)
+    return None
 
 
 def _check_arguments(args: argparse.Namespace) -> None:
@@ -176,73 +178,32 @@ def _evaluate(
     updates: int,
 ) -> Evaluation:
     started = time.monotonic()
-    texts, calls, failures = _translate(args, directions, task)
+    calls = _calls(args, directions, task)
+    jobs = min(args.jobs or _default_jobs(args.path), len(directions))
+    texts, failures = translate_all(calls, jobs, args.translations)
     found = {
         direction: scores.score(
             translations, scores.tokenizer_for(direction.tgt, tokenizers), args.copy_baseline
         )
         for direction, translations in texts.items()
     }
-    return Evaluation(texts, found, calls, failures, updates, time.monotonic() - started)
+    commands = {direction: by_hand(call) for direction, call in calls.items()}
+    return Evaluation(texts, found, commands, failures, updates, time.monotonic() - started)
 
 
-def _translate(
+def _calls(
     args: argparse.Namespace, directions: Sequence[Pair], task: Sequence[str]
-) -> tuple[dict[Pair, Translations], dict[Pair, str], list[str]]:
-    """Translations of each direction, the command that made them, and why others failed.
-
-    Raises:
-        UserError: all failed.
-    """
+) -> dict[Pair, tuple[str, ...]]:
+    """Arguments of fairseq-generate for each direction."""
     options = ["--gen-subset", args.gen_subset, "--beam", str(args.beam)]
-    options += ["--max-tokens", str(args.max_tokens)]
+    options += ["--max-tokens", str(args.max_tokens), *args.extra]
     user_dir = Path(zcode_plugin.__path__[0])
-    jobs = min(args.jobs or _default_jobs(args.path), len(directions))
-    with tempfile.TemporaryDirectory(prefix="zcode-evaluate-") as folder:
-        calls = {
-            direction: generation.generate_arguments(
-                args.data, args.path, user_dir, direction, task, [*options, *args.extra]
-            )
-            for direction in directions
-        }
-        stock_jobs = [
-            StockJob(str(direction), call, Path(folder, f"{direction}.txt"))
-            for direction, call in calls.items()
-        ]
-        threads = max(1, available_cores() // jobs)
-        with StockCommand("fairseq_cli.generate", jobs, threads) as command:
-            results = command.run(stock_jobs, _report)
-        if args.translations is not None:
-            _keep(results, args.translations)
-        texts, failures = _read_all(dict(zip(directions, results, strict=True)))
-    commands = {d: shlex.join(["fairseq-generate", *call]) for d, call in calls.items()}
-    return texts, commands, failures
-
-
-def _report(result: StockResult) -> None:
-    how = "translated" if result.exit_code == 0 else "failed"
-    print(f"{result.job.name} {how} ({result.seconds:.1f} s)", flush=True)
-
-
-def _keep(results: Sequence[StockResult], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for result in results:
-        shutil.copy(result.job.output, folder)
-
-
-def _read_all(
-    results: Mapping[Pair, StockResult],
-) -> tuple[dict[Pair, Translations], list[str]]:
-    """What is there of hours of translation is kept, whatever became of a single direction."""
-    texts, failures = {}, []
-    for direction, result in results.items():
-        try:
-            texts[direction] = _read(result, direction)
-        except UserError as error:
-            failures.append(str(error))
-    if not texts:
-        raise UserError(failures[0])
-    return texts, failures
+    return {
+        direction: generation.generate_arguments(
+            args.data, args.path, user_dir, direction, task, options
+        )
+        for direction in directions
+    }
 
 
 def _scored_in_part(args: argparse.Namespace, evaluation: Evaluation) -> str:
@@ -253,16 +214,6 @@ def _scored_in_part(args: argparse.Namespace, evaluation: Evaluation) -> str:
         f"{evaluation.failures[0]}{others}; the scores above are of the other "
         f"{len(evaluation.texts)} of {failed + len(evaluation.texts)} directions{written}"
     )
-
-
-def _read(result: StockResult, direction: Pair) -> Translations:
-    if result.exit_code != 0:
-        raise UserError(
-            f"fairseq-generate failed for {direction}, {result.reason}; by hand: "
-            f"{shlex.join(['fairseq-generate', *result.job.arguments])}"
-        )
-    with result.job.output.open(encoding="utf-8", newline="\n") as file:
-        return generation.read_translations(file.read(), direction)
 
 
 def _write_json(args: argparse.Namespace, evaluation: Evaluation) -> None:

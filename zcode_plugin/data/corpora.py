@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import struct
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from fairseq.data import Dictionary, PrependTokenDataset, data_utils
-from fairseq.data.indexed_dataset import infer_dataset_impl
+from fairseq.data.indexed_dataset import IndexedDataset, infer_dataset_impl
 from torch import Tensor
 
 from zcode_plugin.data.masking import Masking
@@ -49,6 +50,20 @@ class Corpus(Protocol):
         ...
 
 
+class _SoughtDataset(IndexedDataset):
+    """Sentences that are sought in a file, by each process in one that it opened itself.
+
+    A file that is open when workers are forked has one position, which all of them would move.
+    """
+
+    _reader: int | None = None
+
+    def __getitem__(self, i: int) -> Tensor:
+        if self._reader != os.getpid():
+            self._reader, self.data_file = os.getpid(), None
+        return super().__getitem__(i)
+
+
 def load_tokens(
     prefix: Path, lang: str, dictionary: Dictionary, impl: str | None
 ) -> torch.utils.data.Dataset:
@@ -59,10 +74,11 @@ def load_tokens(
     """
     path = f"{prefix}{lang}"
     impl = str(impl or infer_dataset_impl(path))
-    if impl == "cached":  # stock's would have to be told beforehand which rows are read
-        impl = "lazy"
     try:
-        dataset = data_utils.load_indexed_dataset(path, dictionary, impl)
+        if impl in ("cached", "lazy"):  # stock's cache would have to be told which rows are read
+            dataset = _SoughtDataset(path, fix_lua_indexing=True)
+        else:
+            dataset = data_utils.load_indexed_dataset(path, dictionary, impl)
     except (OSError, ValueError, AssertionError, EOFError, struct.error) as error:
         if getattr(error, "errno", None) == errno.EMFILE:
             raise UserError(f"{path}.idx: too many open files: raise `ulimit -n`") from None

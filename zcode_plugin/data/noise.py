@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,10 +34,12 @@ class Noise:
         for name in ("delete", "infill", "mask"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"--dae-{name} {getattr(self, name)} must lie in [0, 1)")
-        if self.shuffle_distance < 0:
-            raise UserError(f"--dae-shuffle-distance {self.shuffle_distance} must not be negative")
-        if self.span_length <= 0:
-            raise UserError(f"--dae-span-length {self.span_length} must be positive")
+        if not 0 <= self.shuffle_distance < math.inf:
+            raise UserError(
+                f"--dae-shuffle-distance {self.shuffle_distance} must be finite and not negative"
+            )
+        if not 0 < self.span_length < math.inf:
+            raise UserError(f"--dae-span-length {self.span_length} must be finite and positive")
 
     def scaled(self, factor: float) -> Noise:
         """The same kinds of noise, each rate and the shuffle's distance times a factor."""

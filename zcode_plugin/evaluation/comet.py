@@ -17,6 +17,10 @@ from zcode_plugin.evaluation.generation import Translations
 BATCH = 16
 
 
+class CometError(Exception):
+    """COMET did not score: why, on one line."""
+
+
 def load(name: str) -> Any:
     """A model of COMET, on the CPU.
 
@@ -55,7 +59,11 @@ def load(name: str) -> Any:
 
 
 def score(model: Any, texts: Translations) -> float:
-    """The mean of the segments' scores, as COMET gives it for a system."""
+    """The mean of the segments' scores, as COMET gives it for a system.
+
+    Raises:
+        CometError: of whatever kind, such as memory that was not enough.
+    """
     import torch
 
     samples = [
@@ -65,13 +73,16 @@ def score(model: Any, texts: Translations) -> float:
         )
     ]
     with _quiet():
-        predicted = model.predict(
-            samples,
-            batch_size=BATCH,
-            gpus=int(torch.cuda.is_available()),
-            progress_bar=False,
-            num_workers=0,
-        )
+        try:
+            predicted = model.predict(
+                samples,
+                batch_size=BATCH,
+                gpus=int(torch.cuda.is_available()),
+                progress_bar=False,
+                num_workers=0,
+            )
+        except Exception as error:  # of COMET, Lightning, torch: none may cost the translations
+            raise CometError(_first_line(error)) from error
     return fmean(predicted.scores)
 
 

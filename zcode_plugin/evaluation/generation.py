@@ -86,11 +86,12 @@ def trained_directions(directions: list[Pair], task: Any, langs: Sequence[str] =
     return [only]
 
 
-def task_arguments(task: Any) -> list[str]:
+def task_arguments(task: Any, langs: Sequence[str] = ()) -> list[str]:
     """`--task` and its options as in the checkpoint.
 
     Args:
         task: the checkpoint's `cfg.task`.
+        langs: its languages, if it says which, instead of the files that named them in training.
 
     Raises:
         UserError: a task that does not translate between the languages of a data folder.
@@ -103,10 +104,10 @@ def task_arguments(task: Any) -> list[str]:
         )
     arguments = ["--task", name]
     for option in TASK_OPTIONS[name]:
-        value = config.get(task, option)
+        value = langs if option == "langs" and langs else config.get(task, option)
         if option == "lang_dict" and "--langs" in arguments:
             continue  # the two exclude each other
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, Sequence) and not isinstance(value, str):
             value = ",".join(value)
         if value is True:
             arguments.append(flag_of(option))
@@ -147,9 +148,15 @@ def _in_order(texts: dict[int, str]) -> list[str]:
 
 
 def _without_added_tokens(text: str, direction: Pair) -> str:
-    tokens = objective_token("mt"), language_token(direction.src), language_token(direction.tgt)
-    for token in tokens:
+    languages = direction.src, direction.tgt
+    # Stock's task also writes [de_DE], as of mBART, and puts a token at the end.
+    for token in (
+        objective_token("mt"),
+        *map(language_token, languages),
+        *map("[{}]".format, languages),
+    ):
         text = text.removeprefix(token).lstrip()
+        text = text.removesuffix(f" {token}")
     return text
 
 

@@ -71,6 +71,10 @@ class Electra(nn.Module):
         self.dense = nn.Linear(model_dim, model_dim)
         self.out = nn.Linear(model_dim, 1)
 
+    def _draws(self, like: Tensor) -> torch.Generator | None:
+        """Outside training one that always begins alike: then losses of updates compare."""
+        return None if self.training else torch.Generator(like.device).manual_seed(1)
+
     def forward(
         self, encoder: Any, masked_BS: Tensor, src_tokens: Tensor, src_lengths: Tensor
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -93,7 +97,8 @@ class Electra(nn.Module):
             probabilities_NV = scores_NV.float().softmax(1).nan_to_num_(nan=1.0)
             probabilities_NV.clamp_min_(torch.finfo(torch.float32).tiny)  # some symbol is left
             probabilities_NV[:, encoder.padding_idx] = 0  # the encoder would not see it
-            proposed_N = torch.multinomial(probabilities_NV, 1).squeeze(1)
+            proposed_N = torch.multinomial(probabilities_NV, 1, generator=self._draws(scores_NV))
+            proposed_N = proposed_N.squeeze(1)
             tokens_BS = src_tokens.clone()
             tokens_BS[masked_BS] = proposed_N
         [features_SBM] = encoder(tokens_BS, src_lengths)["encoder_out"]

@@ -17,6 +17,7 @@ from zcode_plugin.models.electra import Electra
 logger = logging.getLogger(__name__)
 
 GENERATOR_SIZE = 0.25
+_MLM_WEIGHT, _EMBEDDINGS = f"{HEADS}mlm.weight", "encoder.embed_tokens.weight"
 
 
 def add_head_arguments(parser: ArgumentParser) -> None:
@@ -66,6 +67,9 @@ def fit_heads(state_dict: dict[str, Any], model: nn.Module) -> None:
     # Copies: with weights in shards these are views of what is gathered for a moment alone.
     added = {name: value.clone() for name, value in own.items() if name not in state_dict}
     state_dict.update(added)
+    if _MLM_WEIGHT in added:
+        # One parameter with the embeddings: what is loaded last would be what both have.
+        state_dict[_MLM_WEIGHT] = state_dict[_EMBEDDINGS]
     for what, names in (
         ("left out of the checkpoint, no objective needs it", dropped),
         ("not in the checkpoint, begins anew", added),

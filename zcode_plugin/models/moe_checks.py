@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from argparse import Namespace
 
 from zcode_plugin.checkpoint.config import FLOAT_BITS, asks_for_zero_sharding
@@ -185,8 +186,9 @@ def _check_ranges(moe: MoEConfig) -> None:
     for name in moe.__dataclass_fields__:
         value = getattr(moe, name)
         bound = _LEAST.get(name, 0)
-        if isinstance(value, (int, float)) and value < bound:
-            raise UserError(f"{flag_of(name)} {value} is too small: give at least {bound}")
+        if isinstance(value, (int, float)) and not bound <= value < math.inf:
+            kind = "too small" if value < bound else "no finite number"
+            raise UserError(f"{flag_of(name)} {value} is {kind}: give at least {bound}")
     for name in _BELOW_ONE:
         if getattr(moe, name) >= 1:
             raise UserError(f"{flag_of(name)} {getattr(moe, name)} must be less than 1")

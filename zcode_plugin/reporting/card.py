@@ -199,12 +199,13 @@ def _limits(contents: Any, run: Run) -> str:
 
 def _use(contents: Any, state: Any, checkpoint: Path) -> str:
     from zcode_plugin.checkpoint import config
+    from zcode_plugin.checkpoint.vocabulary import languages_of
     from zcode_plugin.evaluation.generation import task_arguments
 
     if not contents.pairs:
         return ""
     try:
-        task = task_arguments(config.section(state, "task"))
+        task = task_arguments(config.section(state, "task"), languages_of(state))
     except UserError:  # of a task that zcode evaluate does not know
         return ""
     src, _, tgt = contents.pairs[0].partition("-")

@@ -54,6 +54,7 @@ class TrainingLog:
     restarts: int = 0
     _wall: float = 0.0
     _offset: float = 0.0
+    _clock_stands: bool = False
 
     @property
     def training(self) -> str:
@@ -114,22 +115,27 @@ class TrainingLog:
             return
         updates = int(count)
         if split == TRAIN:
-            self._follow_time(updates, values.get("wall"))
+            self._follow_time(updates, values)
         self.points.setdefault(split, {})[updates] = values
 
-    def _follow_time(self, updates: int, wall: float | None) -> None:
-        last = max(self.points.get(TRAIN, {}), default=0)
+    def _follow_time(self, updates: int, values: dict[str, float]) -> None:
+        known = self.points.get(TRAIN, {})
+        wall, last = values.get("wall"), max(known, default=0)
         if wall is None:
             if updates < last:
                 self._restart(updates)
             return
-        same = self.points.get(TRAIN, {}).get(updates, {}).get("wall", math.inf)
-        if updates <= last and abs(same - wall) <= _SAME_WALL:
+        if updates in known and _is_same(known[updates], values):
             return  # another rank, or another file, says the same
-        if updates < last or wall < self._wall:
+        if updates < last or wall < self._wall or (self._clock_stands and wall > 0):
             self._restart(updates)
+        # Stock's clock stands still in a run that was resumed within an epoch.
+        self._clock_stands = wall == 0 and self.restarts > 0
         self._wall = wall
-        self.seconds[updates] = self._offset + wall
+        if self._clock_stands:
+            self.seconds[updates] = self._last_second() + values.get("train_wall", 0.0)
+        else:
+            self.seconds[updates] = self._offset + wall
 
     def _restart(self, updates: int) -> None:
         self.restarts += 1
@@ -137,7 +143,16 @@ class TrainingLog:
         for points in known:
             for later in [key for key in points if key >= updates]:
                 del points[later]
-        self._offset = self.seconds[max(self.seconds)] if self.seconds else 0.0
+        self._offset = self._last_second()
+
+    def _last_second(self) -> float:
+        return self.seconds[max(self.seconds)] if self.seconds else 0.0
+
+
+def _is_same(one: dict[str, float], other: dict[str, float]) -> bool:
+    """Whether two records of as many updates are of one and the same update."""
+    walls = abs(one.get("wall", math.inf) - other["wall"])
+    return walls <= _SAME_WALL and one.get("loss") == other.get("loss")
 
 
 def _sorted_out(record: dict[str, Any]) -> tuple[str | None, dict[str, float]]:
@@ -197,11 +212,11 @@ def read_logs(paths: Iterable[Path]) -> TrainingLog | None:
         UserError: a file cannot be read.
     """
     log = TrainingLog()
-    seen: set[tuple[Any, Any]] = set()
+    seen: set[tuple[Any, ...]] = set()
     for path in paths:
         records = list(_read(path))
-        moments = {(one["num_updates"], one["wall"]) for one in records if one and "wall" in one
-                   and "num_updates" in one}  # fmt: skip
+        moments = {tuple(map(one.get, (_UPDATES, "wall", "loss"))) for one in records
+                   if one and "wall" in one and _UPDATES in one}  # fmt: skip
         if moments and moments <= seen:
             continue  # the same output in another file, as of --log-file and standard output
         seen |= moments

@@ -129,8 +129,22 @@ def score_table(runs: Sequence[Run]) -> Table | None:
         rows.append([f"mean {group}", f"{len(members)} dir.", *cells])
     strong = frozenset(range(len(directions), len(rows)))
     notes = [note for name, e in scored for note in _notes(e, "" if single else f"{name}: ")]
-    notes = [*_left_out(left_out), *dict.fromkeys(notes)]
+    notes = [*_other_data(scored, shared), *_left_out(left_out), *dict.fromkeys(notes)]
     return Table(["direction", "sentences", *header], rows, strong, notes)
+
+
+def _other_data(scored: Sequence[tuple[str, Evaluation]], shared: Sequence[Pair]) -> list[str]:
+    """A warning where scores of a direction are not of the same sentences."""
+
+    def data(evaluation: Evaluation) -> list[object]:
+        entries = [evaluation.directions[str(direction)] for direction in shared]
+        return [evaluation.record.get("subset"), *(entry.get("references") for entry in entries)]
+
+    first = data(scored[0][1])
+    others = [name for name, evaluation in scored[1:] if data(evaluation) != first]
+    if not others:
+        return []
+    return [f"Not to be compared: {', '.join(others)} scored other sentences than {scored[0][0]}"]
 
 
 def _shared(evaluations: Sequence[Evaluation]) -> tuple[list[Pair], list[Pair]]:

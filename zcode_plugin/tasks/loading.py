@@ -159,9 +159,10 @@ class CorpusLoader:
         for lang in wanted or monolingual_languages(directory, split):
             prefix = monolingual_prefix(directory, split, lang)
             if lang not in self.langs:
-                raise UserError(
-                    f"--mono-langs: {lang} is none of the languages {','.join(self.langs)}"
-                )
+                of_data = f"{directory} has monolingual text of {lang}, which"
+                start = f"--mono-langs: {lang}" if wanted else of_data
+                remedy = "" if wanted else ": add it to --langs, or name others with --mono-langs"
+                raise UserError(f"{start} is none of the languages {','.join(self.langs)}{remedy}")
             if prefix is not None:
                 found[lang] = prefix
             elif required:

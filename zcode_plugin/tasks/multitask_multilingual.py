@@ -69,6 +69,8 @@ class MultitaskMultilingualTask(TrainingTask):
         self.sampling_weights = sampling_weights(cfg)
         self.loader = CorpusLoader(cfg, dictionary, langs, pairs)
         if cfg.eval_bleu and self.direction is None:
+            if "mt" not in {objective.name for objective in self.objectives}:
+                raise UserError("--eval-bleu needs mt in --multitask")
             self.bleu = BleuEvaluation(cfg, dictionary, [str(pair) for pair in pairs])
 
     @classmethod
@@ -80,6 +82,11 @@ class MultitaskMultilingualTask(TrainingTask):
         `--langs` are its languages.
         """
         allow_open_files()
+        if str(cfg.dataset_impl) == "raw":
+            raise UserError(
+                "--dataset-impl raw: text is not read; binarise it with zcode prepare, or "
+                "fairseq-preprocess without this option"
+            )
         stated = [Pair.parse(text) for text in comma_list(cfg.lang_pairs)]
         if "symbols" in kwargs:
             return cls(cfg, dictionary_of(kwargs["symbols"]), comma_list(cfg.langs), stated)
@@ -156,8 +163,12 @@ class MultitaskMultilingualTask(TrainingTask):
             streams = [stream for stream in streams if stream.corpora]
         if not streams:
             raise UserError(f"{directory} has no data of the split {split} for any objective")
-        if self.bleu is not None and "mt" not in {stream.name for stream in streams}:
-            raise UserError(f"--eval-bleu: {directory} has no parallel data of the split {split}")
+        if self.bleu is not None:
+            held = {corpus.name for one in streams if one.name == "mt" for corpus in one.corpora}
+            if not held & {*self.bleu.directions}:
+                raise UserError(
+                    f"--eval-bleu: {directory} has no {split}.* of {','.join(self.bleu.directions)}"
+                )
         collater = Collater(
             self.dictionary, self.cfg.left_pad_source, self.cfg.required_seq_len_multiple
         )

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from fairseq.data import Dictionary
 from fairseq.distributed.utils import get_global_group
+from fairseq.logging import metrics
 from fairseq.tasks import FairseqTask
 from fairseq.utils import apply_to_sample
 from torch import Tensor
@@ -173,9 +174,13 @@ class TrainingTask(FairseqTask):
         raise NotImplementedError
 
     def begin_epoch(self, epoch: int, model: Any) -> None:
-        """Stock's; each record stands in `--log-file` once."""
+        """Stock's; each record stands in `--log-file` once, with the time since the start."""
         super().begin_epoch(epoch, model)
         close_repeated_handlers()
+        # A run that is resumed within an epoch has its meters from the checkpoint, this one halted.
+        wall = metrics.get_meter("default", "wall")
+        if wall is not None and wall.start_time is None:
+            wall.start()
 
     @exits_on_user_error
     def train_step(
