@@ -33,7 +33,6 @@ from zcode_plugin.tasks.start_checks import check_model, check_options
             ["--adaptive-softmax-cutoff", "5,10"],
             "--adaptive-softmax-cutoff 5,10: losses need the scores of all symbols: leave it out",
         ),
-        (["--valid-subset", "valid,train"], "--valid-subset valid,train: train is what is trained"),
         (["-s", "aa", "-t", "bb"], "to train on it alone give --lang-pairs aa-bb"),
     ],
 )

@@ -9,7 +9,7 @@ from zcode_plugin.checkpoint.config import FLOAT_BITS
 from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
-from zcode_plugin.flags import comma_list, first_given, flag_of, is_given
+from zcode_plugin.flags import first_given, flag_of, is_given
 from zcode_plugin.models.moe_checks import check_zero_has_ranks, check_zero_precision
 from zcode_plugin.models.sliced_checks import check_slices_have_ranks
 from zcode_plugin.moe import MOELayer
@@ -48,12 +48,6 @@ def check_options(options: Any, objectives: Sequence[str], direction: Pair | Non
         if value:
             given = "" if value is True else f" {_shown(value)}"
             raise UserError(f"{flag_of(name)}{given}: {remedy}")
-    subset = getattr(options, "train_subset", None)
-    if subset in comma_list(getattr(options, "valid_subset", None)):
-        raise UserError(
-            f"--valid-subset {options.valid_subset}: {subset} is what is trained on, drawn anew in "
-            "each epoch; name another, or make one of the same sentences"
-        )
     bits = getattr(options, "moe_expert_bits", FLOAT_BITS)
     if bits != FLOAT_BITS:
         raise UserError(
