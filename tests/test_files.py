@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from zcode_plugin.errors import UserError
-from zcode_plugin.files import whole_folder
+from zcode_plugin.files import whole_file, whole_folder, write_texts
 
 
 def _fill_the_disk(path: Path) -> None:
@@ -65,3 +65,17 @@ def test_what_a_killed_process_left_is_removed_and_that_of_a_running_one_is_not(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *(".data.partial-1", ".data.partial-mine", "data")
     ]
+
+
+def test_a_link_leads_to_the_file_that_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "old").write_text("old")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "disk" / "old")
+    write_texts({link: "new"})
+    assert (link.is_symlink(), link.read_text()) == (True, "new")
+    with whole_file(link) as file:
+        file.write(b"newer")
+    assert (link.is_symlink(), link.read_text()) == (True, "newer")
+    assert [item.name for item in (tmp_path / "disk").iterdir()] == ["old"]
+    assert sorted(item.name for item in tmp_path.iterdir()) == ["disk", "link"]

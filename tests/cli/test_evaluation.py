@@ -136,6 +136,18 @@ def test_options_of_the_task_are_those_of_the_checkpoint(task: Any, arguments: s
     assert " ".join(generation.task_arguments(task)) == arguments
 
 
+def test_the_checkpoint_itself_names_its_languages() -> None:
+    arguments = " ".join(generation.task_arguments(MULTITASK, ["de", "en"]))
+    assert "--langs de,en " in arguments
+    assert "--lang-dict" not in arguments
+
+
+@pytest.mark.parametrize("source", ["[de] Ein Hund", "Ein Hund __de__", "__en__ Ein Hund"])
+def test_language_tokens_are_no_part_of_sources(source: str) -> None:
+    output = f"S-0\t{source}\nT-0\tA dog\nD-0\t-1\tA dog\n"
+    assert generation.read_translations(output, DE_EN).sources == ["Ein Hund"]
+
+
 def test_a_task_of_one_direction() -> None:
     task = {"_name": "translation", "source_lang": "de", "target_lang": "en"}
     every = [DE_EN, EN_DE, FR_EN]

@@ -173,6 +173,15 @@ def test_means_are_over_directions_that_all_runs_have(tmp_path: Path) -> None:
     assert ["mean BLEU, test", "20.00", "22.00"] in glance.rows
 
 
+def test_scores_of_other_sentences_are_not_to_be_compared(tmp_path: Path) -> None:
+    folders = [write_run(tmp_path / "one"), write_run(tmp_path / "two")]
+    path = folders[1] / "scores.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"subset": "valid"}))
+    table = score_table(read_runs(folders))
+    assert table is not None
+    assert table.notes[0] == "Not to be compared: two scored other sentences than one"
+
+
 def test_scores_of_comet_are_shown(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "one")
     path = folder / "scores.json"

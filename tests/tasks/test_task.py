@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from fairseq import tasks
+from fairseq.logging import metrics
 
 from zcode_plugin.data.objectives import KNOWN
 
@@ -356,3 +357,13 @@ def test_a_criterion_of_stock_is_refused(
         "zcode_plugin: error: --criterion cross_entropy cannot read this task's batches, which "
         "hold one of each objective: give --criterion multitask_summed_loss\n"
     )
+
+
+def test_the_clock_of_a_run_that_is_resumed_goes_on(configure: Configure, reversal: Path) -> None:
+    """Meters that come from a checkpoint within an epoch stand still."""
+    metrics.reset()
+    metrics.log_start_time("wall")
+    metrics.load_state_dict(metrics.state_dict())
+    assert metrics.get_meter("default", "wall").start_time is None
+    tasks.setup_task(configure(reversal).task).begin_epoch(1, None)
+    assert metrics.get_meter("default", "wall").start_time is not None

@@ -29,13 +29,12 @@ from zcode_plugin.checkpoint.folders import (
     WEIGHTS,
 )
 from zcode_plugin.checkpoint.gather import Gathered
-from zcode_plugin.checkpoint.names import HEADS, UNSET_BUFFER
+from zcode_plugin.checkpoint.names import EMBEDDINGS, HEADS, UNSET_BUFFER
 from zcode_plugin.checkpoint.tensors import count_elements, identity, with_own_storage
 from zcode_plugin.checkpoint.tokenisation import Vocabulary
 from zcode_plugin.checkpoint.vocabulary import languages_of
 from zcode_plugin.errors import UserError
 
-_EMBEDDINGS = "encoder.embed_tokens.weight"
 MODEL_CLASS, CONFIG_CLASS, TOKENIZER_CLASS = (
     "modeling_zcode_moe.ZcodeMoeForConditionalGeneration",
     "configuration_zcode_moe.ZcodeMoeConfig",
@@ -124,7 +123,7 @@ def write_huggingface(
     modules = Path(__file__).with_name("huggingface")
     for name in MODULES:
         shutil.copyfile(modules / name, folder / name)
-    _write_json(folder / CONFIG, _config(options, stored[_EMBEDDINGS].dtype))
+    _write_json(folder / CONFIG, _config(options, stored[EMBEDDINGS].dtype))
     _write_json(folder / GENERATION, _generation_config(options))
     _write_json(folder / TOKENIZER, _tokenizer_config(options, vocabulary))
     _write_symbols(vocabulary.symbols, folder)
@@ -140,7 +139,7 @@ def _fit(
     wanted = weight_names(options)
     tied = {}
     if options["share_decoder_input_output_embed"]:
-        table = _EMBEDDINGS if options["share_all_embeddings"] else "decoder.embed_tokens.weight"
+        table = EMBEDDINGS if options["share_all_embeddings"] else "decoder.embed_tokens.weight"
         tied = {
             name: table
             for name in ("decoder.embed_tokens.weight", "decoder.output_projection.weight")

@@ -101,7 +101,7 @@ def model_options(
     moe = MoEConfig.from_namespace(args)
     learned = moe.gate_is_learned
     options = {
-        "vocab_size": len(weights["encoder.embed_tokens.weight"]),
+        "vocab_size": len(weights[names.EMBEDDINGS]),
         "activation_function": _ACTIVATIONS[str(args.activation_fn)],
         "scale_embedding": not args.no_scale_embedding,
         "layernorm_embedding": bool(args.layernorm_embedding),
@@ -177,7 +177,7 @@ def _refuse(args: Namespace) -> None:
 
 def weight_names(options: Mapping[str, Any]) -> set[str]:
     """Names of all weights of the exported model; tables that are shared have one."""
-    found = {"encoder.embed_tokens.weight"}
+    found = {names.EMBEDDINGS}
     if not options["share_all_embeddings"]:
         found.add("decoder.embed_tokens.weight")
         if not options["share_decoder_input_output_embed"]:

@@ -18,9 +18,10 @@ from types import MappingProxyType
 from zcode_plugin.errors import UserError
 
 _RANK_FILE = re.compile(r"(?P<stem>.+)-(?P<kind>rank|model_part)-(?P<rank>\d+)\.pt")
+EMBEDDINGS = "encoder.embed_tokens.weight"
 # A module that encoder and decoder share is listed once among a model's parameters, and stands
 # twice in its state dict.
-ONE_EMBEDDING = MappingProxyType({"decoder.embed_tokens.weight": "encoder.embed_tokens.weight"})
+ONE_EMBEDDING = MappingProxyType({"decoder.embed_tokens.weight": EMBEDDINGS})
 # Of a run with --use-sharded-state.
 _SHARD = re.compile(r"(?P<stem>.+?)(?:-rank-\d+)?-shard(?P<shard>\d+)\.pt")
 # fairseq's sinusoidal positions own a number that nothing ever sets; only its device is read.

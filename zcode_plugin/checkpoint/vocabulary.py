@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from zcode_plugin.checkpoint import config
+from zcode_plugin.checkpoint.names import EMBEDDINGS
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import comma_list
 
 # Entries with a row for each symbol.
 _ROWS = (
-    "encoder.embed_tokens.weight",
+    EMBEDDINGS,
     "decoder.embed_tokens.weight",
     "decoder.output_projection.weight",
     "heads.mlm.weight",

@@ -202,19 +202,21 @@ def _add(
     named: list[Any] = [(str(number), one.hypotheses) for number, one in enumerate(texts)]
     made.sentences[name] = len(texts[0].references)
     most = MOST_BYTES // (SAMPLE_BYTES[test] * made.sentences[name])
-    if samples > most:
+    is_tested = samples <= most
+    if not is_tested:
         made.notes.append(f"{name}: not tested for lack of memory: give --samples {most} or fewer")
     for metric, scorer in metrics.items():
-        if samples > most:
+        if is_tested:
+            paired = PairedTest(named, {metric: scorer}, [texts[0].references], test, samples)
+            signatures, results = paired()
+            [[sacrebleu_name, signature]] = signatures.items()
+            found: list[Any] = list(results[sacrebleu_name])
+            outcomes = [_outcome(result, found[0].score) for result in found]
+        else:
             scores = [scorer.corpus_score(one.hypotheses, [one.references]) for one in texts]
-            made.outcomes[metric][name] = [Outcome(float(score.score)) for score in scores]
-            made.signatures.setdefault(metric, {})[name] = str(scorer.get_signature())
-            continue
-        paired = PairedTest(named, {metric: scorer}, [texts[0].references], test, samples)
-        signatures, results = paired()
-        [[sacrebleu_name, signature]] = signatures.items()
-        found: list[Any] = list(results[sacrebleu_name])
-        made.outcomes[metric][name] = [_outcome(result, found[0].score) for result in found]
+            outcomes = [Outcome(float(score.score)) for score in scores]
+            signature = scorer.get_signature()
+        made.outcomes[metric][name] = outcomes
         made.signatures.setdefault(metric, {})[name] = str(signature)
 
 

@@ -107,7 +107,7 @@ def task_arguments(task: Any, langs: Sequence[str] = ()) -> list[str]:
         value = langs if option == "langs" and langs else config.get(task, option)
         if option == "lang_dict" and "--langs" in arguments:
             continue  # the two exclude each other
-        if isinstance(value, Sequence) and not isinstance(value, str):
+        if isinstance(value, (list, tuple)):
             value = ",".join(value)
         if value is True:
             arguments.append(flag_of(option))

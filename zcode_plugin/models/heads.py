@@ -10,14 +10,14 @@ from typing import Any
 from fairseq.models.roberta import RobertaLMHead
 from torch import nn
 
-from zcode_plugin.checkpoint.names import HEADS
+from zcode_plugin.checkpoint.names import EMBEDDINGS, HEADS
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.electra import Electra
 
 logger = logging.getLogger(__name__)
 
 GENERATOR_SIZE = 0.25
-_MLM_WEIGHT, _EMBEDDINGS = f"{HEADS}mlm.weight", "encoder.embed_tokens.weight"
+_MLM_WEIGHT = f"{HEADS}mlm.weight"
 
 
 def add_head_arguments(parser: ArgumentParser) -> None:
@@ -69,7 +69,7 @@ def fit_heads(state_dict: dict[str, Any], model: nn.Module) -> None:
     state_dict.update(added)
     if _MLM_WEIGHT in added:
         # One parameter with the embeddings: what is loaded last would be what both have.
-        state_dict[_MLM_WEIGHT] = state_dict[_EMBEDDINGS]
+        state_dict[_MLM_WEIGHT] = state_dict[EMBEDDINGS]
     for what, names in (
         ("left out of the checkpoint, no objective needs it", dropped),
         ("not in the checkpoint, begins anew", added),

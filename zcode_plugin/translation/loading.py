@@ -22,7 +22,6 @@ from zcode_plugin.errors import UserError, suggestion
 
 OWN_TASK = "multitask_multilingual"
 STOCK_TASK = "translation"
-_EMBEDDINGS = "encoder.embed_tokens.weight"
 
 
 class LoadedCheckpoint:
@@ -165,7 +164,7 @@ def _find_tasks(
     if name == OWN_TASK:
         names_symbols = bool((state.get("task_state") or {}).get("symbols"))
         folder = data if data is not None or names_symbols else _stored_folder(options)
-        vocabulary = find_vocabulary(state, path, folder, len(state["model"][_EMBEDDINGS]))
+        vocabulary = find_vocabulary(state, path, folder, len(state["model"][names.EMBEDDINGS]))
         return _OwnTasks(options, vocabulary), vocabulary
     if name != STOCK_TASK:
         raise UserError(
