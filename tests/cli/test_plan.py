@@ -67,6 +67,8 @@ def test_the_default_may_be_given(capsys: pytest.CaptureFixture[str]) -> None:
          "--memory-efficient-fp16 cannot go with --ddp-backend fully_sharded: "),
         (["--", "--moe-balance", "bias"], ["E+Z3", "E+Z-Off"],
          "--fp16 and --moe-balance bias cannot go with --ddp-backend fully_sharded: "),
+        (["--precision", "bf16"], ["E+Z3", "E+Z-Off"],
+         "--bf16 and --memory-efficient-bf16 cannot go with --ddp-backend fully_sharded: "),
         (["--precision", "fp32", "--", "--moe-balance", "bias"], [], ""),
         (["--model-parallel-size", "2", "--", "--adaptive-softmax-cutoff", "100"],
          ["E+M", "E+Z-Off+M"],
@@ -87,6 +89,26 @@ def test_forms_that_training_refuses_are_left_out(
     plan = json.loads(capsys.readouterr().out)
     assert {row["form"] for row in plan["forms"]}.isdisjoint(names)
     assert list(plan["left_out"]) == names
+
+
+def test_what_is_gathered_follows_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    """Layers gather their weights one by one only where they are wrapped."""
+    line = [*LINE, "--ranks", "4", "--memory", "1", "--json"]
+
+    def gathered(*flags: str) -> float:
+        assert main([*line, *flags]) == 0
+        forms = {row["form"]: row for row in json.loads(capsys.readouterr().out)["forms"]}
+        return float(forms["E+Z3"]["memory"]["gathered"])
+
+    wrapped = gathered("--", "--min-params-to-wrap", "0")
+    assert gathered() > wrapped == gathered("--checkpoint-activations")
+
+
+def test_the_command_has_the_precision(capsys: pytest.CaptureFixture[str]) -> None:
+    line = [*LINE, "--ranks", "2", "--memory", "1", "--precision", "memory-efficient-bf16"]
+    assert main(line) == 0
+    command = capsys.readouterr().out.splitlines()[-1]
+    assert command.endswith("--max-tokens 256 --memory-efficient-bf16 ...")
 
 
 @pytest.mark.parametrize("number", [0, 1])
@@ -131,6 +153,10 @@ def test_nothing_fits(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["--ranks", "4", "--", "--expert-parallel-size", "2"],
             "give --expert-parallel-size before --",
+        ),
+        (
+            ["--ranks", "4", "--", "--checkpoint-activations"],
+            "give --checkpoint-activations before --",
         ),
         (["--ranks", "2", "--length", "2000"], "--length 2000: a sentence has at most 1024 tokens"),
     ],

@@ -14,7 +14,7 @@ from torch.nn.functional import nll_loss
 
 from zcode_plugin.errors import UserError
 from zcode_plugin.models.architectures import ARCHITECTURES, fill
-from zcode_plugin.planning.activations import kept_for_backward, measure_activations
+from zcode_plugin.planning.activations import Activations, kept_for_backward, measure_activations
 from zcode_plugin.planning.forms import (
     ELEMENTS,
     Form,
@@ -80,6 +80,35 @@ def test_offload_leaves_the_device_what_is_gathered() -> None:
     off = state_memory(SHAPE, Form(4, 2, zero=3, offload=True), FP32)
     assert off.host == sharded.parameters + sharded.gradients + sharded.optimizer
     assert off.total == off.gathered == sharded.gathered > 0
+
+
+@pytest.mark.parametrize(
+    ("form", "elements"),
+    [
+        # No layer is large enough to be wrapped: all that is no expert, and one layer's experts.
+        (Form(4, 2, zero=3), 1000 + 1000),
+        (Form(4, zero=3), 1000 + 4000),
+        # Every layer is: embeddings, 100 of each layer, and its experts.
+        (Form(4, 2, zero=3, least_wrapped=0), 200 + 100 + 1000),
+        (Form(4, zero=3, least_wrapped=100), 200 + 100 + 2000),
+        # Those with experts are: the 6 others are gathered with the embeddings.
+        (Form(4, zero=3, least_wrapped=2100), 200 + 600 + 100 + 2000),
+        (Form(4, zero=3, least_wrapped=2101), 1000 + 4000),
+        # A shard of experts is counted, half of 1000.
+        (Form(4, 2, zero=3, least_wrapped=600), 200 + 600 + 100 + 1000),
+        (Form(4, 2, zero=3, least_wrapped=601), 1000 + 1000),
+        # 400 of slices: 50 of each layer.
+        (Form(4, 2, 2, zero=3, offload=True, least_wrapped=0), 200 + 50 + 500),
+    ],
+)
+def test_gathered_by_hand(form: Form, elements: int) -> None:
+    assert state_memory(SHAPE, form, FP32).gathered == 4 * elements
+
+
+def test_owners_send_what_they_have_stepped() -> None:
+    form, replicated = Form(4, 2, zero=1), 1000 * 3 / 4 + 2000 / 2
+    for precision, sent in {"fp32": 12, "bf16": 2 * 2 + 4, "memory-efficient-bf16": 6}.items():
+        assert traffic(SHAPE, form, ELEMENTS[precision]).update == sent * replicated
 
 
 def test_traffic_by_hand() -> None:
@@ -174,6 +203,23 @@ def test_activations_are_those_of_a_pass(arch: str, changes: dict[str, Any]) -> 
         vocabulary, tokens.numel(),
     )  # fmt: skip
     assert memory.activations == pytest.approx(sum(kept.bytes.values()), rel=0.05)
+
+
+def test_what_a_precision_and_checkpoints_leave_of_activations() -> None:
+    kinds = {(side, moe): 100.0 + moe for side in ("encoder", "decoder") for moe in (False, True)}
+    activations, dense = Activations(kinds, 60.0, 4.0), replace(SHAPE, expert_layers=())
+
+    def per_token(shape: ModelShape, precision: str, checkpointed: bool) -> float:
+        return training_memory(
+            shape, Form(1), ELEMENTS[precision], activations, 10, 1, checkpointed
+        ).activations
+
+    # Log-probabilities stay in float32.
+    assert per_token(dense, "fp32", False) == 8 * 100 + 60 + 40
+    assert per_token(dense, "bf16", False) == (8 * 100 + 60) / 2 + 40
+    # The inputs of 8 layers, and the largest layer of kinds that there are.
+    assert per_token(dense, "fp32", True) == 8 * 4 * 16 + 100 + 60 + 40
+    assert per_token(SHAPE, "fp32", True) == 8 * 4 * 16 + 101 + 60 + 40
 
 
 def test_trillions_of_parameters_on_512_devices_of_40_gb() -> None:

@@ -15,7 +15,14 @@ from zcode_plugin.flags import flag_of
 if TYPE_CHECKING:
     from zcode_plugin.planning.forms import Form
 
-PRECISIONS = ("fp32", "fp16", "memory-efficient-fp16")
+# What training is told for each.
+PRECISIONS = {
+    "fp32": (),
+    "fp16": ("--fp16", "--fp16-no-flatten-grads"),
+    "bf16": ("--bf16",),
+    "memory-efficient-fp16": ("--memory-efficient-fp16",),
+    "memory-efficient-bf16": ("--memory-efficient-bf16",),
+}
 DESCRIPTION = """Compute what a model takes on each rank in each form of parallelism, what ranks
 send each other, which forms fit, and the largest number of experts that does. Nothing is measured
 on the machines that it is about; activations are those of a small model of the same layers."""
@@ -85,7 +92,7 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
     add("--length", type=int, default=32, metavar="N", help="tokens of a sentence (default: 32)")
     add(
         "--precision",
-        choices=PRECISIONS,
+        choices=[*PRECISIONS],
         default="fp16",
         help="numbers of the training (default: fp16)",
     )
@@ -181,6 +188,8 @@ def _check_sizes(args: argparse.Namespace) -> None:
 
 
 def _model_options(args: argparse.Namespace) -> argparse.Namespace:
+    from fairseq.models.transformer import DEFAULT_MIN_PARAMS_TO_WRAP
+
     from zcode_plugin.models.architectures import ARCHITECTURES, fill
     from zcode_plugin.models.moe_transformer import MoETransformer
 
@@ -189,13 +198,16 @@ def _model_options(args: argparse.Namespace) -> argparse.Namespace:
     parser = _ModelParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
     MoETransformer.add_args(parser)
     options = parser.parse_args(args.extra)
-    if hasattr(options, "expert_parallel_size"):
-        raise UserError("give --expert-parallel-size before --, among the flags of zcode plan")
+    for name in ("expert_parallel_size", "model_parallel_size", "checkpoint_activations"):
+        if hasattr(options, name):
+            raise UserError(f"give {flag_of(name)} before --, among the flags of zcode plan")
     if getattr(options, "moe_expert_bits", FLOAT_BITS) != FLOAT_BITS:
         raise UserError("--moe-expert-bits, after --: experts of few bits cannot be trained")
     options.arch = args.arch
     options.max_source_positions = options.max_target_positions = _POSITIONS
     fill(options, ARCHITECTURES[args.arch])
+    least = getattr(options, "min_params_to_wrap", DEFAULT_MIN_PARAMS_TO_WRAP)
+    options.min_params_to_wrap = 0 if args.checkpoint_activations else least  # as in training
     return options
 
 
@@ -205,15 +217,10 @@ class _ModelParser(argparse.ArgumentParser):
 
 
 def _flags(args: argparse.Namespace, form: Form) -> list[str]:
-    precision = {
-        "fp32": [],
-        "fp16": ["--fp16", "--fp16-no-flatten-grads"],
-        "memory-efficient-fp16": ["--memory-efficient-fp16"],
-    }
     flags = ["--user-dir", "zcode_plugin", "--task", "multitask_multilingual"]
     flags += ["--criterion", "multitask_summed_loss", "--arch", args.arch]
     flags += [*args.extra, *form.flags()]
-    flags += ["--max-tokens", str(args.max_tokens), *precision[args.precision]]
+    flags += ["--max-tokens", str(args.max_tokens), *PRECISIONS[args.precision]]
     return [*flags, "--checkpoint-activations"] if args.checkpoint_activations else flags
 
 

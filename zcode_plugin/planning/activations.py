@@ -38,16 +38,6 @@ class Activations:
     outside: float
     output: float
 
-    def per_token(self, layers: dict[tuple[str, bool], int], vocabulary: int) -> float:
-        """Bytes of a whole model, for a token on each side.
-
-        Args:
-            layers: how many of each kind.
-            vocabulary: symbols.
-        """
-        inside = sum(self.layers[kind] * number for kind, number in layers.items())
-        return inside + self.outside + self.output * vocabulary
-
 
 @dataclass
 class _Kept:

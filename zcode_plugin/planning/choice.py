@@ -36,13 +36,14 @@ def possible_forms(
         UserError: P or T is asked for, and training would refuse it.
     """
     size = _parallel_size(expert_parallel, ranks, ranks, experts)
-    found = [Form(ranks, size, zero=zero) for zero in (0, 1, 3)]
-    found.append(Form(ranks, size, zero=3, offload=True))
+    least = options.min_params_to_wrap
+    found = [Form(ranks, size), Form(ranks, size, zero=1)]
+    found += [Form(ranks, size, 1, 3, offload, least) for offload in (False, True)]
     slices = _tensor_size(tensor_parallel, ranks, options)
     if slices > 1:
         size = _parallel_size(expert_parallel, ranks, ranks // slices, experts)
         found.append(Form(ranks, size, slices))
-        found.append(Form(ranks, size, slices, zero=3, offload=True))
+        found.append(Form(ranks, size, slices, 3, True, least))
     return found
 
 
@@ -51,11 +52,12 @@ def refusal(form: Form, precision: str, options: argparse.Namespace) -> str | No
 
     Args:
         form: one of `possible_forms`.
-        precision: `fp32`, `fp16` or `memory-efficient-fp16`.
+        precision: one of `forms.ELEMENTS`.
         options: of the model.
     """
     chosen = {
-        "fp16": precision != "fp32",
+        "fp16": precision.endswith("fp16"),
+        "bf16": precision.endswith("bf16"),
         precision.replace("-", "_"): True,
         "model_parallel_size": form.tensor_parallel,
         "expert_parallel_size": form.expert_parallel,

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fairseq.models.transformer import DEFAULT_MIN_PARAMS_TO_WRAP
+
 from zcode_plugin.errors import UserError
 from zcode_plugin.planning.activations import Activations
 from zcode_plugin.planning.shapes import ModelShape
@@ -20,15 +22,17 @@ class ElementBytes:
 
     Attributes:
         compute: of one number that is computed with.
-        parameter: with `--fp16` 2 and 4 for the float32 copy.
+        parameter: with `--fp16` and `--bf16` 2 and 4 for the float32 copy.
         gradient: the same.
         optimizer: two moments in float32.
+        stepped: of what the optimizer steps, the float32 copy where there is one.
     """
 
     compute: int = 4
     parameter: int = 4
     gradient: int = 4
     optimizer: int = 8
+    stepped: int = 4
 
     @property
     def sharded(self) -> ElementBytes:
@@ -36,10 +40,13 @@ class ElementBytes:
         return replace(self, parameter=4, gradient=4)
 
 
+_HALF, _LEAN_HALF = ElementBytes(2, 6, 6, 8), ElementBytes(2, 2, 2, 8, stepped=2)
 ELEMENTS: dict[str, ElementBytes] = {
     "fp32": ElementBytes(),
-    "fp16": ElementBytes(2, 6, 6, 8),
-    "memory-efficient-fp16": ElementBytes(2, 2, 2, 8),
+    "fp16": _HALF,
+    "bf16": _HALF,
+    "memory-efficient-fp16": _LEAN_HALF,
+    "memory-efficient-bf16": _LEAN_HALF,
 }
 
 
@@ -53,6 +60,8 @@ class Form:
         tensor_parallel: T, `--model-parallel-size`.
         zero: 0; 1, the optimizer's state is sharded; 3, parameters and gradients, too.
         offload: shards live in the host's memory (with zero 3).
+        least_wrapped: elements of a layer from which it is gathered by itself, with zero 3;
+            `--min-params-to-wrap`, or 0 with `--checkpoint-activations`.
     """
 
     world: int
@@ -60,6 +69,7 @@ class Form:
     tensor_parallel: int = 1
     zero: Literal[0, 1, 3] = 0
     offload: bool = False
+    least_wrapped: int = DEFAULT_MIN_PARAMS_TO_WRAP
 
     def __post_init__(self) -> None:
         if self.world < 1 or self.tensor_parallel < 1 or self.world % self.tensor_parallel:
@@ -107,7 +117,7 @@ class Memory:
     """Bytes on a rank; `host` is the host's memory for this rank.
 
     Attributes:
-        gathered: with zero 3, the parameters of the layer at work, of all ranks.
+        gathered: with zero 3, the parameters that are whole at once, see `_gathered`.
         exchange: buffers of one exchange of tokens, there and back.
     """
 
@@ -129,7 +139,7 @@ class Memory:
 
 
 def state_memory(shape: ModelShape, form: Form, element: ElementBytes) -> Memory:
-    """What a rank holds between updates."""
+    """What a rank holds between updates, and with zero 3 what it gathers in them."""
     element = element.sharded if form.zero == 3 else element
     dense = shape.dense - shape.sliced + shape.sliced / form.tensor_parallel
     experts = shape.experts / (form.expert_parallel * form.tensor_parallel)
@@ -141,23 +151,37 @@ def state_memory(shape: ModelShape, form: Form, element: ElementBytes) -> Memory
     memory = Memory(element.parameter * held, element.gradient * held, element.optimizer * moments)
     if form.zero != 3:
         return memory
-    gathered = element.compute * _largest_layer(shape, form)
+    gathered = element.compute * _gathered(shape, form)
     if not form.offload:
         return replace(memory, gathered=gathered)
     return Memory(0, 0, 0, gathered=gathered, host=memory.total)
 
 
-def _largest_layer(shape: ModelShape, form: Form) -> float:
-    """Elements that are gathered at once: those of the embeddings, or of a layer's experts."""
+def _gathered(shape: ModelShape, form: Form) -> float:
+    """Elements that are whole at once: all that no wrapper holds, and the largest that one does.
+
+    A layer is wrapped where it has `least_wrapped` elements. Experts that not all ranks hold have a
+    wrapper of their own, whatever their number, and count as the shard that it has.
+    """
     layers = shape.encoder_layers + shape.decoder_layers
-    experts = (
-        shape.experts
-        / max(1, len(shape.expert_layers))
-        / (form.expert_parallel * form.tensor_parallel)
-    )
-    # What is no layer's is mostly the embedding; a layer is about 1 / layers of what is.
-    dense = shape.sliced / form.tensor_parallel / max(1, layers)
-    return max(experts, dense) + dense
+    with_experts = len(shape.expert_layers)
+    # What is no layer's is mostly embeddings; a layer is about 1 / layers of what is.
+    dense = shape.sliced / form.tensor_parallel / layers
+    experts = shape.experts / max(1, with_experts) / (form.expert_parallel * form.tensor_parallel)
+    apart = form.expert_parallel > 1
+    counted = experts / form.replicas if apart else experts
+    alone = float(shape.dense - shape.sliced)
+    wrapped = [0.0]
+    if dense >= form.least_wrapped:
+        wrapped.append(dense)
+    else:
+        alone += dense * (layers - with_experts)
+    if dense + counted >= form.least_wrapped:
+        wrapped.append(dense + experts)
+    else:
+        alone += with_experts * (dense if apart else dense + experts)
+        wrapped.append(experts if apart else 0.0)
+    return alone + max(wrapped)
 
 
 def training_memory(
@@ -176,17 +200,18 @@ def training_memory(
             computes the rest a second time.
     """
     memory = state_memory(shape, form, element)
-    share = element.compute / 4  # activations are measured in float32
     layers = layers_by_kind(shape)
     if checkpointed:
-        inputs = 4 * shape.width * sum(layers.values())
-        largest = max(activations.layers[kind] for kind in layers)
-        per_token = inputs + largest + activations.outside + activations.output * vocabulary
+        inside = 4.0 * shape.width * sum(layers.values())
+        inside += max(activations.layers[kind] for kind, number in layers.items() if number)
     else:
-        per_token = activations.per_token(layers, vocabulary)
+        inside = sum(activations.layers[kind] * number for kind, number in layers.items())
+    # Activations are measured in float32, which the output's log-probabilities always are.
+    share = element.compute / 4
+    per_token = share * (inside + activations.outside) + activations.output * vocabulary
     rows = tokens * shape.top_k * (shape.capacity_factor or 1.0)
     exchange = 4 * rows * shape.width * element.compute if form.expert_parallel > 1 else 0.0
-    return replace(memory, activations=share * per_token * tokens, exchange=exchange)
+    return replace(memory, activations=per_token * tokens, exchange=exchange)
 
 
 def layers_by_kind(shape: ModelShape) -> dict[tuple[str, bool], int]:
@@ -212,7 +237,7 @@ class Traffic:
     Attributes:
         exchange: per MoE layer: four exchanges, with slices each of 1/T of a row.
         slicing: per layer, the mean of all: sums and gathers over tensor ranks, see `_slicing`.
-        update: per update: gradients, and with zero 3 parameters.
+        update: per update: gradients, and with zero parameters.
     """
 
     exchange: float
@@ -225,13 +250,17 @@ def traffic(shape: ModelShape, form: Form, element: ElementBytes) -> Traffic:
     row = shape.width * element.compute
     dense = shape.dense - shape.sliced + shape.sliced / form.tensor_parallel
     experts = shape.experts / (form.expert_parallel * form.tensor_parallel)
-    passes = 3 if form.zero == 3 else 2
+    # A sum of gradients, or a share of it and two gathers of parameters; owners send what they
+    # have stepped.
+    sent = {
+        0: 2 * element.compute,
+        1: 2 * element.compute + element.stepped,
+        3: 3 * element.compute,
+    }
     return Traffic(
         exchange=4 * shape.top_k * row / form.tensor_parallel * _others(form.expert_parallel),
         slicing=_slicing(shape, form) * row * _others(form.tensor_parallel),
-        update=passes
-        * element.compute
-        * (dense * _others(form.data) + experts * _others(form.replicas)),
+        update=sent[form.zero] * (dense * _others(form.data) + experts * _others(form.replicas)),
     )
 
 
