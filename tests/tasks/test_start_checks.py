@@ -65,6 +65,45 @@ def test_what_is_trained_need_not_be_there_where_a_model_is_applied(
     task.build_model(cfg.model, from_checkpoint=True)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["mt_nll_loss"], ""),
+        (["mt_nll_loss_bb-aa"], ""),
+        (["moe_gate_loss"], ""),
+        (["bleu", "--eval-bleu"], ""),
+        (["mt_bleu_aa-bb", "--eval-bleu"], ""),
+        (["dae_loss", "--multitask", "mt,dae"], ""),
+        (["dae_loss"], "--best-checkpoint-metric dae_loss: training or {data}/valid has no dae: "),
+        (["mt_nll_loss_aa-cc"], "choose one of mt_nll_loss, mt_nll_loss_aa-bb, mt_nll_loss_bb-aa"),
+        (["bleu"], "mt_nll_loss_bb-aa, or give --eval-bleu"),
+        (
+            ["mt_bleu_bb-aa", "--eval-bleu", "--eval-bleu-pairs", "aa-bb"],
+            "mt_nll_loss_bb-aa, bleu, mt_bleu_aa-bb",
+        ),
+        (["mt_nll_loss_aa-bb", "--lang-pairs", "aa-bb"], "valid: choose one of mt_nll_loss"),
+    ],
+)
+def test_a_best_metric_that_validation_will_not_log(
+    configure: Callable[..., Any],
+    reversal: Path,
+    refusal: Callable[..., str],
+    options: list[str],
+    told: str,
+) -> None:
+    """Stock would fail with a KeyError, after the first epoch."""
+    from fairseq import tasks
+
+    cfg = configure(reversal, "--best-checkpoint-metric", *options)
+    task = tasks.setup_task(cfg.task)
+    task.build_model(cfg.model)
+    task.load_dataset("train")
+    if told:
+        assert told.format(data=reversal) in refusal(lambda: task.load_dataset("valid"))
+    else:
+        task.load_dataset("valid")
+
+
 def test_models_of_stock_have_no_heads() -> None:
     options, model = Namespace(arch="transformer_tiny"), nn.Linear(2, 2)
     check_model(options, model, ["mt", "dae"])

@@ -34,6 +34,7 @@ from zcode_plugin.tasks.config import (
     temperature,
 )
 from zcode_plugin.tasks.loading import CorpusLoader
+from zcode_plugin.tasks.start_checks import check_best_metric, logged_of_corpora
 from zcode_plugin.tasks.training import TrainingTask
 
 
@@ -163,6 +164,10 @@ class MultitaskMultilingualTask(TrainingTask):
             streams = [stream for stream in streams if stream.corpora]
         if not streams:
             raise UserError(f"{directory} has no data of the split {split} for any objective")
+        if not is_train and self.best_metric is not None:
+            translated = None if self.bleu is None else self.bleu.directions
+            logged = logged_of_corpora(streams, self.corpora, translated)
+            check_best_metric(self.best_metric, logged, f"{directory}/{split}")
         if self.bleu is not None:
             held = {corpus.name for one in streams if one.name == "mt" for corpus in one.corpora}
             if not held & {*self.bleu.directions}:

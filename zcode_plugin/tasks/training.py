@@ -60,6 +60,7 @@ class TrainingTask(FairseqTask):
         bleu: translates validation batches; None without `--eval-bleu`.
         direction: of `-s` and `-t`, which a training has not.
         trained_parameters: names, in the order in which the optimizer numbers them.
+        best_metric: `--best-checkpoint-metric`; None where nothing is trained.
     """
 
     # What models with experts on several ranks, and loss-free balancing, need of a task.
@@ -71,6 +72,7 @@ class TrainingTask(FairseqTask):
     bleu: BleuEvaluation | None = None
     direction: Pair | None = None
     trained_parameters: Sequence[str] = ()
+    best_metric: str | None = None
     _generator: Any = None
     _gathered: dict[str, Experts] | None = None
 
@@ -105,6 +107,7 @@ class TrainingTask(FairseqTask):
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         if not from_checkpoint:
+            self.best_metric = getattr(cfg, "best_checkpoint_metric", None)
             check_model(cfg, model, [objective.name for objective in self.objectives])
             self._check_start(cfg, model)
         if self.bleu is not None:
