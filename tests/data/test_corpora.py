@@ -1,4 +1,4 @@
-"""Corpora of single languages: what counts as a word."""
+"""Corpora of single languages: what is drawn, and files that cannot be read."""
 
 from __future__ import annotations
 
@@ -11,64 +11,19 @@ import torch
 from fairseq.data import Dictionary, ListDataset
 from fairseq.data.indexed_dataset import IndexedDatasetBuilder
 
-from zcode_plugin.data.corpora import DenoisingCorpus, MaskedCorpus, load_tokens, word_starts
+from zcode_plugin.data.corpora import DenoisingCorpus, MaskedCorpus, load_tokens
 from zcode_plugin.data.masking import Masking
-from zcode_plugin.data.noise import Noise, split_words
+from zcode_plugin.data.noise import Noise
+from zcode_plugin.data.words import WordPieces
 
-PIECES = [
-    "\u2581Wort",
-    "teil",
-    "\u2581",
-    "\u6211\u4eec",
-    "\u8bf4",
-    "\u0e20\u0e32\u0e29\u0e32",
-    "\u3092",
-    "\uac00",
-]
-
-
-@pytest.fixture
-def dictionary() -> Dictionary:
-    made = Dictionary()
-    for piece in PIECES:
-        made.add_symbol(piece)
-    return made
-
-
-def test_a_piece_of_a_script_without_spaces_is_a_word(dictionary: Dictionary) -> None:
-    starts = word_starts(dictionary)
-    found = {piece: bool(starts[dictionary.index(piece)]) for piece in PIECES}
-    # Korean has spaces between words.
-    assert [piece for piece, begins in found.items() if not begins] == ["teil", "\uac00"]
-
-
-def test_a_sentence_without_spaces_is_noised_and_masked_in_parts(dictionary: Dictionary) -> None:
-    starts = word_starts(dictionary)
-    index = dictionary.index
-    sentence = np.array([index(PIECES[2]), *[index(PIECES[3]), index(PIECES[4])] * 10])
-    assert len(split_words(sentence, starts)) == 21
-    ordinary, mask = np.arange(4, len(dictionary)), dictionary.unk()
-    rng = np.random.default_rng(1)
-    hidden = [Masking().apply(sentence, starts, ordinary, mask, rng)[1].mean() for _ in range(200)]
-    assert np.mean(hidden) == pytest.approx(0.15, abs=0.02)
-    noised = [Noise().apply(sentence, starts, mask, rng) for _ in range(50)]
-    assert all(not np.array_equal(one, sentence) for one in noised)
-
-
-def test_without_marks_each_symbol_is_a_word() -> None:
-    made = Dictionary()
-    made.add_symbol("teil")
-    assert word_starts(made).all()
-
-
-EVERY = np.ones(40, dtype=bool)
+EVERY = WordPieces(np.ones(40, dtype=bool), np.zeros(40, dtype=bool))
 
 
 def corpora() -> list[DenoisingCorpus | MaskedCorpus]:
     """Two sentences of 20 words and the end, which is 2, with two tokens before each source."""
     rows = [torch.tensor([*range(5, 25), 2]), torch.tensor([*range(15, 35), 2])]
     tokens = ListDataset(rows, [21, 21])
-    settings = {"starts_word": EVERY, "mask": 4, "eos": 2, "source_prefix": (37, 38)}
+    settings = {"pieces": EVERY, "mask": 4, "eos": 2, "source_prefix": (37, 38)}
     ordinary = np.arange(5, 35)
     return [
         DenoisingCorpus("aa", tokens, Noise(delete=0.0), target_prefix=(39,), **settings),
@@ -92,14 +47,14 @@ def test_sizes_are_those_of_examples(corpus: DenoisingCorpus | MaskedCorpus) -> 
         assert (len(example["source"]), len(example["target"])) == (source, target)
 
 
-def test_each_process_seeks_in_a_file_of_its_own(tmp_path: Path, dictionary: Dictionary) -> None:
+def test_each_process_seeks_in_a_file_of_its_own(tmp_path: Path) -> None:
     """Workers are forked after the first batch is read: they would move each other's position."""
     builder = IndexedDatasetBuilder(f"{tmp_path}/train.bin")
     rows = [torch.arange(4, 5 + row) for row in range(5)]
     for row in rows:
         builder.add_item(row)
     builder.finalize(f"{tmp_path}/train.idx")
-    dataset = load_tokens(tmp_path / "trai", "n", dictionary, None)
+    dataset = load_tokens(tmp_path / "trai", "n", Dictionary(), None)
     assert torch.equal(dataset[1], rows[1])
     place = dataset.data_file.tell()  # type: ignore[attr-defined]
     child = os.fork()

@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zcode_plugin.data.masking import Masking
+from zcode_plugin.data.words import WordPieces
 from zcode_plugin.errors import UserError
 
 MASK = 0
 ORDINARY = np.arange(1000, 2000)
 # Symbols 10, 20, ... begin words; others continue them.
-STARTS = np.array([number % 10 == 0 for number in range(100)])
+PIECES = WordPieces(np.arange(100) % 10 == 0, np.zeros(100, dtype=bool))
 
 
 def within_bound(count: int, trials: int, probability: float) -> bool:
@@ -28,7 +29,7 @@ def within_bound(count: int, trials: int, probability: float) -> bool:
 def test_shares_are_those_that_are_asked_for(replace: float, keep: float) -> None:
     masking = Masking(0.15, replace, keep, whole_words=False)
     tokens = np.arange(1, 100).repeat(1000)
-    source, chosen = masking.apply(tokens, STARTS, ORDINARY, MASK, np.random.default_rng(1))
+    source, chosen = masking.apply(tokens, PIECES, ORDINARY, MASK, np.random.default_rng(1))
     number = int(chosen.sum())
     assert within_bound(number, len(tokens), 0.15)
     masked, stayed = (source[chosen] == MASK).sum(), (source[chosen] == tokens[chosen]).sum()
@@ -41,13 +42,13 @@ def test_shares_are_those_that_are_asked_for(replace: float, keep: float) -> Non
 
 def test_pieces_of_a_word_are_chosen_together() -> None:
     tokens = np.array([10, 11, 12, 20, 30, 31] * 500)
-    _, chosen = Masking(0.3).apply(tokens, STARTS, ORDINARY, MASK, np.random.default_rng(1))
+    _, chosen = Masking(0.3).apply(tokens, PIECES, ORDINARY, MASK, np.random.default_rng(1))
     for row in chosen.reshape(-1, 6):
         assert len({*row[:3]}) == 1
         assert len({*row[4:]}) == 1
     assert within_bound(int(chosen.reshape(-1, 6)[:, [0, 3, 4]].sum()), 1500, 0.3)
     _, single = Masking(0.3, whole_words=False).apply(
-        tokens, STARTS, ORDINARY, MASK, np.random.default_rng(1)
+        tokens, PIECES, ORDINARY, MASK, np.random.default_rng(1)
     )
     assert any(len({*row[:3]}) == 2 for row in single.reshape(-1, 6))
 
@@ -58,7 +59,7 @@ def test_pieces_of_a_word_are_chosen_together() -> None:
 def test_something_is_chosen_and_the_rest_stays(tokens: list[int], seed: int, whole: bool) -> None:
     before = np.array(tokens, dtype=np.int64)
     masking = Masking(0.05, whole_words=whole)
-    source, chosen = masking.apply(before, STARTS, ORDINARY, MASK, np.random.default_rng(seed))
+    source, chosen = masking.apply(before, PIECES, ORDINARY, MASK, np.random.default_rng(seed))
     assert before.tolist() == tokens, "the sentence itself was changed"
     assert source.shape == chosen.shape == before.shape
     assert chosen.any() == bool(tokens)

@@ -13,13 +13,13 @@ from zcode_plugin.data.noise import (
     infill_spans,
     local_shuffle,
     mask_words,
-    split_words,
 )
+from zcode_plugin.data.words import WordPieces
 from zcode_plugin.errors import UserError
 
 MASK = 0
 # Symbols 10, 20, ... begin words; others continue them.
-STARTS = np.array([number % 10 == 0 for number in range(100)])
+PIECES = WordPieces(np.arange(100) % 10 == 0, np.zeros(100, dtype=bool))
 
 
 def words_of(count: int) -> list[np.ndarray]:
@@ -31,10 +31,10 @@ def flat(words: list[np.ndarray]) -> list[int]:
 
 
 def test_words_are_kept_whole() -> None:
-    words = split_words(np.array([10, 11, 12, 20, 30, 31]), STARTS)
+    words = PIECES.split(np.array([10, 11, 12, 20, 30, 31]))
     assert [word.tolist() for word in words] == [[10, 11, 12], [20], [30, 31]]
     # A sentence may begin in the middle of a word.
-    assert [word.tolist() for word in split_words(np.array([11, 20]), STARTS)] == [[11], [20]]
+    assert [word.tolist() for word in PIECES.split(np.array([11, 20]))] == [[11], [20]]
 
 
 @settings(deadline=None)
@@ -84,20 +84,20 @@ def test_noise_never_lengthens_nor_empties(
 ) -> None:
     noise = Noise(delete=delete, infill=infill, mask=mask)
     array = np.array(tokens, dtype=np.int64)
-    noised = noise.apply(array, STARTS, MASK, np.random.default_rng(seed))
+    noised = noise.apply(array, PIECES, MASK, np.random.default_rng(seed))
     assert len(noised) <= len(tokens)
     assert (len(noised) > 0) == (len(tokens) > 0)
     assert set(noised.tolist()) <= {*tokens, MASK}
-    again = noise.apply(array, STARTS, MASK, np.random.default_rng(seed))
+    again = noise.apply(array, PIECES, MASK, np.random.default_rng(seed))
     assert noised.tolist() == again.tolist()
 
 
 def test_the_kinds_of_noise_in_their_order() -> None:
     noise = Noise(shuffle_distance=3, delete=0.2, infill=0.2, span_length=2, mask=0.2)
     tokens = np.arange(1, 60)
-    noised = noise.apply(tokens, STARTS, MASK, np.random.default_rng(4))
+    noised = noise.apply(tokens, PIECES, MASK, np.random.default_rng(4))
     rng = np.random.default_rng(4)
-    words = delete_words(local_shuffle(split_words(tokens, STARTS), 3, rng), 0.2, rng)
+    words = delete_words(local_shuffle(PIECES.split(tokens), 3, rng), 0.2, rng)
     words = mask_words(infill_spans(words, 0.2, 2, MASK, rng), 0.2, MASK, rng)
     assert noised.tolist() == flat(words)
 
@@ -110,7 +110,7 @@ def test_scaled_noise() -> None:
 def test_no_noise_is_the_identity() -> None:
     silent = Noise(shuffle_distance=0, delete=0, infill=0, mask=0)
     tokens = np.arange(1, 40)
-    assert silent.apply(tokens, STARTS, MASK, np.random.default_rng(0)).tolist() == tokens.tolist()
+    assert silent.apply(tokens, PIECES, MASK, np.random.default_rng(0)).tolist() == tokens.tolist()
 
 
 @pytest.mark.parametrize(

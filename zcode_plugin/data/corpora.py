@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,16 +19,10 @@ from torch import Tensor
 from zcode_plugin.data.masking import Masking
 from zcode_plugin.data.noise import Noise
 from zcode_plugin.data.schedules import Schedule
-from zcode_plugin.data.symbols import SPACE
+from zcode_plugin.data.words import WordPieces
 from zcode_plugin.errors import UserError
 
 Example = dict[str, Tensor]
-
-# Thai, Lao, Tibetan, Myanmar, Khmer, kana and Han.
-_UNSPACED = re.compile(
-    "[\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff"
-    "\uf900-\ufaff\U00020000-\U0003ffff]"
-)
 
 
 class Corpus(Protocol):
@@ -131,14 +124,14 @@ class DenoisingCorpus:
         tokens: sentences with eos and without language token.
         source_prefix, target_prefix: tokens to be prepended.
         strength: factor of the noise in each epoch; None for 1.
-        starts_word: bool over the vocabulary, see `Noise.apply`.
+        pieces: see `Noise.apply`.
         mask, eos: indices of these symbols.
     """
 
     name: str
     tokens: torch.utils.data.Dataset
     noise: Noise
-    starts_word: np.ndarray
+    pieces: WordPieces
     mask: int
     eos: int
     source_prefix: Sequence[int] = ()
@@ -161,7 +154,7 @@ class DenoisingCorpus:
 
     def example(self, row: int, key: tuple[int, ...]) -> Example:
         body = _body(self.tokens, row, self.eos)
-        noised = self._noise.apply(body, self.starts_word, self.mask, np.random.default_rng(key))
+        noised = self._noise.apply(body, self.pieces, self.mask, np.random.default_rng(key))
         return {
             "source": _sentence(noised, self.source_prefix, self.eos),
             "target": _sentence(body, self.target_prefix, self.eos),
@@ -175,7 +168,7 @@ class MaskedCorpus:
     Attributes:
         tokens: sentences with eos and without language token.
         masking: which tokens are hidden.
-        starts_word, ordinary: see `Masking.apply`.
+        pieces, ordinary: see `Masking.apply`.
         mask, eos, pad: indices of these symbols.
         source_prefix: tokens to be prepended.
     """
@@ -183,7 +176,7 @@ class MaskedCorpus:
     name: str
     tokens: torch.utils.data.Dataset
     masking: Masking
-    starts_word: np.ndarray
+    pieces: WordPieces
     ordinary: np.ndarray
     mask: int
     eos: int
@@ -203,7 +196,7 @@ class MaskedCorpus:
     def example(self, row: int, key: tuple[int, ...]) -> Example:
         body = _body(self.tokens, row, self.eos)
         hidden, chosen = self.masking.apply(
-            body, self.starts_word, self.ordinary, self.mask, np.random.default_rng(key)
+            body, self.pieces, self.ordinary, self.mask, np.random.default_rng(key)
         )
         source = _sentence(hidden, self.source_prefix, self.eos)
         target = torch.full_like(source, self.pad)
@@ -225,16 +218,3 @@ def _sentence(body: np.ndarray, prefix: Sequence[int], eos: int) -> Tensor:
 def ordinary_tokens(dictionary: Dictionary, extra: set[int]) -> np.ndarray:
     """int64, the tokens of text: all but the dictionary's own special ones and `extra`."""
     return np.array([i for i in range(dictionary.nspecial, len(dictionary)) if i not in extra])
-
-
-def word_starts(dictionary: Dictionary) -> np.ndarray:
-    """bool over the vocabulary: which symbols begin a word.
-
-    SentencePiece marks them with a space; without any such mark every symbol is a word, as is every
-    piece of a script that writes none between words.
-    """
-    marked = np.array([symbol.startswith(SPACE) for symbol in dictionary.symbols])
-    if not marked.any():
-        return np.ones(len(dictionary), dtype=bool)
-    unspaced = [_UNSPACED.search(symbol) is not None for symbol in dictionary.symbols]
-    return marked | np.array(unspaced)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from zcode_plugin.data.noise import split_words
+from zcode_plugin.data.words import WordPieces
 from zcode_plugin.errors import UserError
 
 
@@ -38,7 +38,7 @@ class Masking:
     def apply(
         self,
         tokens: np.ndarray,
-        starts_word: np.ndarray,
+        pieces: WordPieces,
         ordinary: np.ndarray,
         mask: int,
         rng: np.random.Generator,
@@ -47,12 +47,12 @@ class Masking:
 
         Args:
             tokens: int64 [N], without end of sentence.
-            starts_word: bool over the vocabulary, True for a piece that begins a word.
+            pieces: how they make words.
             ordinary: int64, the tokens from which random ones are drawn.
             mask: index of the mask token.
             rng: source of all draws.
         """
-        chosen = self._choose(tokens, starts_word, rng)
+        chosen = self._choose(tokens, pieces, rng)
         fate = rng.random(len(tokens))
         hidden = tokens.copy()
         hidden[chosen & (fate >= self.replace + self.keep)] = mask
@@ -61,10 +61,10 @@ class Masking:
         return hidden, chosen
 
     def _choose(
-        self, tokens: np.ndarray, starts_word: np.ndarray, rng: np.random.Generator
+        self, tokens: np.ndarray, pieces: WordPieces, rng: np.random.Generator
     ) -> np.ndarray:
         if self.whole_words:
-            lengths = [len(word) for word in split_words(tokens, starts_word)]
+            lengths = [len(word) for word in pieces.split(tokens)]
         else:
             lengths = [1] * len(tokens)
         words = rng.random(len(lengths)) < self.rate

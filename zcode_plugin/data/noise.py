@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from zcode_plugin.data.words import WordPieces, Words
 from zcode_plugin.errors import UserError
-
-Words = list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -52,31 +51,22 @@ class Noise:
         )
 
     def apply(
-        self, tokens: np.ndarray, starts_word: np.ndarray, mask: int, rng: np.random.Generator
+        self, tokens: np.ndarray, pieces: WordPieces, mask: int, rng: np.random.Generator
     ) -> np.ndarray:
         """A noised copy; at least one token stays.
 
         Args:
             tokens: int64 [N], without end of sentence.
-            starts_word: bool over the vocabulary, True for a piece that begins a word.
+            pieces: how they make words.
             mask: index of the mask token.
             rng: source of all draws.
         """
-        words = split_words(tokens, starts_word)
+        words = pieces.split(tokens)
         words = local_shuffle(words, self.shuffle_distance, rng)
         words = delete_words(words, self.delete, rng)
         words = infill_spans(words, self.infill, self.span_length, mask, rng)
         words = mask_words(words, self.mask, mask, rng)
         return np.concatenate(words) if words else tokens
-
-
-def split_words(tokens: np.ndarray, starts_word: np.ndarray) -> Words:
-    """Group the pieces of each word."""
-    if not len(tokens):
-        return []
-    begins = starts_word[tokens]
-    begins[0] = True
-    return np.split(tokens, np.flatnonzero(begins)[1:])
 
 
 def local_shuffle(words: Words, distance: float, rng: np.random.Generator) -> Words:

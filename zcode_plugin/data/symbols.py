@@ -1,6 +1,7 @@
 """Symbols of vocabularies that stand for more than text; imports nothing."""
 
 SPACE = "\u2581"  # SentencePiece's, in the place of a space at the start of a piece
+GLUED = "@@"  # subword-nmt's, at the end of a piece that the next belongs to
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's own, in the order of their numbers
 MASK = "<mask>"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from zcode_plugin.checkpoint import config
 from zcode_plugin.data.pairs import Pair, stored_directions
-from zcode_plugin.data.symbols import SPACE, language_token, objective_token
+from zcode_plugin.data.symbols import GLUED, SPACE, language_token, objective_token
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import flag_of
 
@@ -189,6 +189,6 @@ def _joining(data: Path, lang: str) -> list[str]:
         symbols = [line.rpartition(" ")[0] for line in file]
     if any(symbol.startswith(SPACE) for symbol in symbols):
         return ["--remove-bpe", "sentencepiece"]
-    if any(symbol.endswith("@@") for symbol in symbols):
+    if any(symbol.endswith(GLUED) for symbol in symbols):
         return ["--remove-bpe", "subword_nmt"]
     return []

@@ -20,12 +20,12 @@ from zcode_plugin.data.corpora import (
     load_tokens,
     ordinary_tokens,
     prepend,
-    word_starts,
 )
 from zcode_plugin.data.objectives import KNOWN, MASKED
 from zcode_plugin.data.pairs import Pair, monolingual_languages, monolingual_prefix, pair_prefix
 from zcode_plugin.data.schedules import Schedule
 from zcode_plugin.data.symbols import MASK, language_token, objective_token
+from zcode_plugin.data.words import WordPieces
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import comma_list
 from zcode_plugin.tasks.config import (
@@ -66,9 +66,9 @@ class CorpusLoader:
     # Passes over the vocabulary: once for all corpora, and not at all for translation.
 
     @cached_property
-    def starts_word(self) -> np.ndarray:
-        """See `word_starts`."""
-        return word_starts(self.dictionary)
+    def pieces(self) -> WordPieces:
+        """How they make words."""
+        return WordPieces.of(self.dictionary)
 
     @cached_property
     def ordinary(self) -> np.ndarray:
@@ -185,7 +185,7 @@ class CorpusLoader:
             lang,
             self._tokens(prefix, lang),
             noise=self.noise,
-            starts_word=self.starts_word,
+            pieces=self.pieces,
             mask=self.mask,
             eos=self.dictionary.eos(),
             source_prefix=self.source_prefix("dae", pair),
@@ -198,7 +198,7 @@ class CorpusLoader:
             lang,
             self._tokens(prefix, lang),
             masking=self.masking[name],
-            starts_word=self.starts_word,
+            pieces=self.pieces,
             ordinary=self.ordinary,
             mask=self.mask,
             eos=self.dictionary.eos(),
