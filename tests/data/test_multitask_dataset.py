@@ -37,7 +37,9 @@ def collate(objective: str, samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def build(joint: bool = True, temperature: float | None = 1.0, **sizes: list[int]) -> Any:
+def build(
+    joint: bool = True, temperature: float | None = 1.0, ranks: int = 1, **sizes: list[int]
+) -> Any:
     streams = [
         Stream(
             name,
@@ -46,7 +48,9 @@ def build(joint: bool = True, temperature: float | None = 1.0, **sizes: list[int
         )
         for name, lengths in sizes.items()
     ]
-    return MultitaskDataset(streams, collate, lambda _: {"ntokens": 0}, seed=1, joint=joint)
+    return MultitaskDataset(
+        streams, collate, lambda _: {"ntokens": 0}, seed=1, joint=joint, ranks=ranks
+    )
 
 
 def batches(dataset: MultitaskDataset, max_tokens: int = 40) -> list[dict[str, Any]]:
@@ -149,9 +153,25 @@ def test_an_objective_keeps_its_batches_whatever_stands_beside_it() -> None:
     assert [batch["mt"] for batch in beside] == [batch["mt"] for batch in alone]
 
 
-def test_validation_batches_hold_one_objective_in_the_given_order() -> None:
-    made = batches(build(joint=False, temperature=None, mt=[5] * 20, dae=[5] * 10))
-    assert [list(batch) for batch in made] == [["mt"]] * 3 + [["dae"]] * 2
+@pytest.mark.parametrize(
+    ("ranks", "expected"),
+    [
+        (1, "mt dae mt mt mt dae mt"),
+        (2, "mt mt mt mt dae dae mt"),
+        (8, "mt mt mt mt mt dae dae"),
+    ],
+)
+def test_validation_batches_hold_one_objective_and_the_first_ones_a_part_of_all(
+    ranks: int, expected: str
+) -> None:
+    """`--max-valid-steps` takes the first ones of each rank."""
+    made = batches(build(joint=False, ranks=ranks, temperature=None, mt=[5] * 40, dae=[5] * 16))
+    assert [list(batch) for batch in made] == [[name] for name in expected.split()]
+    rows = {name: [row for one in made for row in one.get(name, {"rows": ()})["rows"]]
+            for name in ("mt", "dae")}  # fmt: skip
+    assert {name: sorted(found) for name, found in rows.items()} == {
+        "mt": [*range(40)], "dae": [*range(16)],
+    }  # fmt: skip
 
 
 def test_batches_keep_to_the_limits() -> None:

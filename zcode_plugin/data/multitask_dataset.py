@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,7 +91,9 @@ class MultitaskDataset(FairseqDataset):
         collate: makes a batch of an objective from a list of examples.
         empty: makes a batch of an objective without targets.
         seed: of sampling, shuffling and noise, together with the epoch.
-        joint: True for training. False puts each objective's batches after another (validation).
+        joint: True for training. With False (validation) a batch is of one objective; those of all
+            are spread evenly, so that the first ones hold a part of each.
+        ranks: those that validate together.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class MultitaskDataset(FairseqDataset):
         *,
         seed: int,
         joint: bool,
+        ranks: int = 1,
     ):
         super().__init__()
         self.streams = list(streams)
@@ -108,6 +112,7 @@ class MultitaskDataset(FairseqDataset):
         self.empty = empty
         self.seed = seed
         self.joint = joint
+        self.ranks = ranks
         self.epoch = 0
         self.set_epoch(1)
 
@@ -223,7 +228,7 @@ class MultitaskDataset(FairseqDataset):
             )
             per_objective.append([mine[place] for place in places])
         if not self.joint:
-            return [batch for batches in per_objective for batch in batches]
+            return _in_proportion(per_objective, self.ranks)
         return self._side_by_side(per_objective)
 
     def _side_by_side(self, per_objective: list[list[np.ndarray]]) -> list[np.ndarray]:
@@ -246,6 +251,20 @@ class MultitaskDataset(FairseqDataset):
                 ]
             )
         return [np.concatenate(parts) for parts in zip(*columns, strict=True)]
+
+
+def _in_proportion(per_objective: list[list[np.ndarray]], ranks: int) -> list[np.ndarray]:
+    """All batches, those of each objective in their order and evenly over the whole.
+
+    Each rank takes one of `ranks` that follow each other: they are of one objective as far as can
+    be, for a rank whose batch is of another has to wait for it.
+    """
+    placed = [
+        ((2 * (place // ranks) + 1) / math.ceil(len(batches) / ranks), number, place)
+        for number, batches in enumerate(per_objective)
+        for place in range(len(batches))
+    ]
+    return [per_objective[number][place] for _, number, place in sorted(placed)]
 
 
 def _unpack(index: int) -> tuple[int, int, int]:

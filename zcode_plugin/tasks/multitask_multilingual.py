@@ -27,6 +27,7 @@ from zcode_plugin.data.symbols import language_token, objective_token
 from zcode_plugin.errors import UserError, exits_on_user_error
 from zcode_plugin.flags import comma_list
 from zcode_plugin.open_files import allow_open_files
+from zcode_plugin.parallel.topology import world_size
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import (
     MultitaskMultilingualConfig,
@@ -178,7 +179,12 @@ class MultitaskMultilingualTask(TrainingTask):
             self.dictionary, self.cfg.left_pad_source, self.cfg.required_seq_len_multiple
         )
         self.datasets[split] = MultitaskDataset(
-            streams, collater, collater.empty, seed=self.cfg.seed, joint=is_train
+            streams,
+            collater,
+            collater.empty,
+            seed=self.cfg.seed,
+            joint=is_train,
+            ranks=world_size(),
         )
 
     # Translation
