@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
@@ -286,3 +287,43 @@ def test_experts_are_clipped_with_and_without_others(shared: bool, norm: float) 
     for rank, (found, grad) in enumerate(run_ranks(_clipped, 2, shared)):
         assert found == pytest.approx(norm)
         assert grad == pytest.approx([(3 + rank) / norm], rel=1e-5)
+
+
+def test_too_long_sentences_are_told_at_the_start(
+    configure: Callable[..., Any],
+    reversal: Path,
+    refusal: Callable[..., str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Stock would fail at the first validation, with numbers that are of no file."""
+    from fairseq import tasks
+
+    limits = ("--max-source-positions", "4", "--max-target-positions", "5")
+    lines = [line.split() for line in (reversal.parent / "valid.aa").read_text().splitlines()]
+
+    def built(*options: str) -> Any:
+        cfg = configure(reversal, *limits, *options)
+        task = tasks.setup_task(cfg.task)
+        task.build_model(cfg.model)
+        return task
+
+    told = refusal(lambda: built().load_dataset("valid"))
+    built("--disable-validation").load_dataset("valid")
+    task = built("--skip-invalid-size-inputs-valid-test")
+    task.load_dataset("valid")
+    task.get_batch_iterator(
+        task.dataset("valid"), max_tokens=100, max_positions=(4, 5), ignore_invalid_inputs=True
+    )
+    [warned] = [line for line in caplog.messages if "left out" in line]
+    assert told.endswith(": raise them, or leave the sentences out with "
+                         "--skip-invalid-size-inputs-valid-test")  # fmt: skip
+    # With the end, a source of 4 tokens has 3 words.
+    long = sum(len(line) > 3 for line in lines)
+    for line in (told, warned):
+        assert f"{2 * long} sentences (mt aa-bb: {long}, mt bb-aa: {long}; for example" in line
+        number, source, target = re.findall(
+            r"number (\d+) of mt ..-.., (\d+) and (\d+) tokens", line
+        )[0]
+        words = len(lines[int(number) - 1])
+        assert (int(source), int(target)) == (words + 1, words + 1)
+        assert "longer than --max-source-positions 4 and --max-target-positions 5" in line

@@ -157,6 +157,12 @@ class MultitaskDataset(FairseqDataset):
         stream = self.streams[number]
         return int(stream.src_sizes[row]), int(stream.tgt_sizes[row])
 
+    def place(self, index: int) -> tuple[str, int]:
+        """The objective and the corpus of an example, `mt de-en`, and its row there."""
+        number, _, row = _unpack(int(index))
+        stream = self.streams[number]
+        return f"{stream.name} {stream.corpus(row).name}", int(stream.row_of[row])
+
     def num_tokens(self, index: int) -> int:
         return max(self.size(index))
 

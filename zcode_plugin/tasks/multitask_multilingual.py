@@ -35,8 +35,8 @@ from zcode_plugin.tasks.config import (
     temperature,
 )
 from zcode_plugin.tasks.loading import CorpusLoader
-from zcode_plugin.tasks.start_checks import check_best_metric, logged_of_corpora
 from zcode_plugin.tasks.training import TrainingTask
+from zcode_plugin.tasks.validation_checks import check_validation
 
 
 @register_task("multitask_multilingual", dataclass=MultitaskMultilingualConfig)
@@ -165,10 +165,6 @@ class MultitaskMultilingualTask(TrainingTask):
             streams = [stream for stream in streams if stream.corpora]
         if not streams:
             raise UserError(f"{directory} has no data of the split {split} for any objective")
-        if not is_train and self.best_metric is not None:
-            translated = None if self.bleu is None else self.bleu.directions
-            logged = logged_of_corpora(streams, self.corpora, translated)
-            check_best_metric(self.best_metric, logged, f"{directory}/{split}")
         if self.bleu is not None:
             held = {corpus.name for one in streams if one.name == "mt" for corpus in one.corpora}
             if not held & {*self.bleu.directions}:
@@ -186,6 +182,11 @@ class MultitaskMultilingualTask(TrainingTask):
             joint=is_train,
             ranks=world_size(),
         )
+        if not is_train and self.options is not None:
+            check_validation(
+                self.datasets[split], self.options, self.max_positions(), self.corpora,
+                None if self.bleu is None else self.bleu.directions, f"{directory}/{split}",
+            )  # fmt: skip
 
     # Translation
 

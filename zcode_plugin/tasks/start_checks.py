@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from zcode_plugin.checkpoint.config import FLOAT_BITS
-from zcode_plugin.data.multitask_dataset import Stream
-from zcode_plugin.data.objectives import KNOWN, MASKED
+from zcode_plugin.data.objectives import MASKED
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError
 from zcode_plugin.flags import first_given, flag_of, is_given
@@ -125,57 +124,6 @@ def check_model(options: Any, model: Any, objectives: Sequence[str]) -> None:
             f"--ddp-backend {options.ddp_backend} needs parameters that all ranks share, and "
             "experts alone are trained: give --ddp-backend legacy_ddp"
         )
-
-
-def logged_of_corpora(
-    streams: Sequence[Stream], several: Container[str], translated: Sequence[str] | None
-) -> dict[str, list[str]]:
-    """What validation logs of single corpora, and of `--eval-bleu`, by objective.
-
-    Args:
-        streams: what it has data of.
-        several: objectives that may have several corpora, each of which is logged then.
-        translated: directions of `--eval-bleu`, None without it.
-    """
-    logged = {}
-    for stream in streams:
-        held = [corpus.name for corpus in stream.corpora]
-        each = held if stream.name in several else []
-        logged[stream.name] = [f"{stream.name}_nll_loss_{name}" for name in each]
-        if stream.name == "mt" and translated is not None:
-            scored = [name for name in translated if name in held]
-            logged["mt"] += ["bleu", *(f"mt_bleu_{name}" for name in scored)]
-    return logged
-
-
-def check_best_metric(metric: str, logged: Mapping[str, Sequence[str]], where: str) -> None:
-    """Refuse a `--best-checkpoint-metric` that validation will not log: stock fails after it.
-
-    Args:
-        metric: its name.
-        logged: see `logged_of_corpora`.
-        where: the data are, for the error.
-
-    Raises:
-        UserError: nothing is logged under this name.
-    """
-    start = f"--best-checkpoint-metric {metric}"
-    objective = "mt" if metric == "bleu" else metric.partition("_")[0]
-    if objective not in KNOWN:
-        return
-    if objective not in logged:
-        raise UserError(
-            f"{start}: training or {where} has no {objective}: give it to --multitask and binarise "
-            "text for it, or choose another metric"
-        )
-    is_bleu = metric == "bleu" or metric.startswith("mt_bleu_")
-    if metric in logged[objective] or not (is_bleu or metric.startswith(f"{objective}_nll_loss_")):
-        return
-    others = ", ".join([f"{objective}_nll_loss", *logged[objective]])
-    raise UserError(
-        f"{start} is not logged of {where}: choose one of {others}"
-        + (", or give --eval-bleu" if is_bleu and "bleu" not in logged[objective] else "")
-    )
 
 
 def _check_backend(options: Any, objectives: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from fairseq.data import Dictionary
@@ -16,18 +17,13 @@ from fairseq.tasks import FairseqTask
 from fairseq.utils import apply_to_sample
 from torch import Tensor
 
-from zcode_plugin.checkpoint import io
 from zcode_plugin.checkpoint.config import put
-from zcode_plugin.checkpoint.resume import check_start
-from zcode_plugin.checkpoint.vocabulary import rows_for
 from zcode_plugin.criterions.multitask_summed_loss import MultitaskSummedLoss
 from zcode_plugin.data.multitask_dataset import MultitaskDataset
 from zcode_plugin.data.objectives import Objective
 from zcode_plugin.data.pairs import Pair
 from zcode_plugin.errors import UserError, exits_on_user_error
-from zcode_plugin.flags import is_given
 from zcode_plugin.models.moe_checks import SUMMED_LOSS
-from zcode_plugin.models.moe_transformer import MoETransformer
 from zcode_plugin.moe.experts import Experts
 from zcode_plugin.moe.gathering import gather_experts, standing_in
 from zcode_plugin.parallel import fully_sharded
@@ -47,6 +43,8 @@ from zcode_plugin.parallel.topology import ExpertTopology, collective_device
 from zcode_plugin.tasks.bleu import BleuEvaluation
 from zcode_plugin.tasks.config import MultitaskMultilingualConfig
 from zcode_plugin.tasks.log_file import close_repeated_handlers
+from zcode_plugin.tasks.long_sentences import without_long
+from zcode_plugin.tasks.start import ready_for_start
 from zcode_plugin.tasks.start_checks import check_model, check_options
 
 logger = logging.getLogger(__name__)
@@ -60,7 +58,7 @@ class TrainingTask(FairseqTask):
         bleu: translates validation batches; None without `--eval-bleu`.
         direction: of `-s` and `-t`, which a training has not.
         trained_parameters: names, in the order in which the optimizer numbers them.
-        best_metric: `--best-checkpoint-metric`; None where nothing is trained.
+        options: of the run; None where nothing is trained.
     """
 
     # What models with experts on several ranks, and loss-free balancing, need of a task.
@@ -72,7 +70,7 @@ class TrainingTask(FairseqTask):
     bleu: BleuEvaluation | None = None
     direction: Pair | None = None
     trained_parameters: Sequence[str] = ()
-    best_metric: str | None = None
+    options: Any = None
     _generator: Any = None
     _gathered: dict[str, Experts] | None = None
 
@@ -107,9 +105,11 @@ class TrainingTask(FairseqTask):
             name for name, parameter in model.named_parameters() if parameter.requires_grad
         ]
         if not from_checkpoint:
-            self.best_metric = getattr(cfg, "best_checkpoint_metric", None)
+            self.options = cfg
             check_model(cfg, model, [objective.name for objective in self.objectives])
-            self._check_start(cfg, model)
+            # Of shards the names come with the optimizer, and the loader looks at them.
+            trained = () if fully_sharded.is_wanted() else self.trained_parameters
+            ready_for_start(cfg, model, self.dictionary.symbols, trained)
         if self.bleu is not None:
             self._generator = super().build_generator(
                 [model],
@@ -129,47 +129,20 @@ class TrainingTask(FairseqTask):
             )
         return criterion
 
-    def _check_start(self, cfg: Any, model: Any) -> None:
-        """Refuse what the run must not start from; ready the model for another vocabulary."""
-        # Of shards the names come with the optimizer, and the loader looks at them.
-        trained = () if fully_sharded.is_wanted() else self.trained_parameters
-        pretrained = check_start(cfg, self.dictionary.symbols, trained)
-        if pretrained is None:
-            return
-        rows_V = rows_for(io.load_options(pretrained), self.dictionary.symbols, pretrained)
-        if rows_V is None:
-            return
-        if is_given(cfg, "store_ema"):
-            raise UserError(
-                f"--store-ema: the averages in {pretrained} are of another vocabulary than this "
-                "run's: leave the flag out"
+    @exits_on_user_error
+    def filter_indices_by_size(
+        self,
+        indices: np.ndarray,
+        dataset: Any,
+        max_positions: Any = None,
+        ignore_invalid_inputs: bool = False,
+    ) -> np.ndarray:
+        """Stock's; of joint data it names corpora and rows."""
+        if not isinstance(dataset, MultitaskDataset):
+            return super().filter_indices_by_size(
+                indices, dataset, max_positions, ignore_invalid_inputs
             )
-        if not isinstance(model, MoETransformer):
-            raise UserError(
-                f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
-                "which takes an --arch of the model moe_transformer"
-            )
-        if model.slicing.size > 1:
-            raise UserError(
-                f"--finetune-from-model {pretrained}: its vocabulary is another than this run's, "
-                "whose slices are of other symbols: finetune in whole layers first, without "
-                "--model-parallel-size"
-            )
-        model.pretrained_rows = rows_V
-        logger.info(
-            "vocabulary: %d symbols as in %s, %d new ones",
-            int((rows_V >= 0).sum()),
-            pretrained,
-            int((rows_V < 0).sum()),
-        )
-        moved = int(((rows_V >= 0) & (rows_V != torch.arange(len(rows_V)))).sum())
-        if moved and model.moe.gate_knows_tokens:
-            logger.warning(
-                "%d symbols have another number than in %s: the gate tells tokens by their numbers "
-                "and sends these to other experts than it did there",
-                moved,
-                pretrained,
-            )
+        return without_long(dataset, indices, max_positions, ignore_invalid_inputs)
 
     @property
     def language_tokens(self) -> set[int]:
