@@ -46,9 +46,10 @@ class MultitaskSummedLossConfig(FairseqDataclass):
         metadata={"help": "weight of the router z-loss; ST-MoE uses 0.001"},
     )
     electra_discriminator_wt: float = field(
-        default=50.0,
+        default=1.0,
         metadata={
-            "help": "weight of the discriminator's loss in electra's, beside 1 of the generator's"
+            "help": "weight of the discriminator's loss in electra's, beside 1 of the generator's; "
+            "ELECTRA alone was trained with 50, which is too much beside translation"
         },
     )
 
@@ -85,7 +86,7 @@ class MultitaskSummedLoss(FairseqCriterion):
         label_smoothing: float = 0.0,
         moe_gate_loss_wt: float = 0.01,
         moe_z_loss_wt: float = 0.0,
-        electra_discriminator_wt: float = 50.0,
+        electra_discriminator_wt: float = 1.0,
     ):
         super().__init__(task)
         self.eps = label_smoothing
