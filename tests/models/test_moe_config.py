@@ -191,3 +191,11 @@ def test_what_parts_of_stock_leave_out_is_told(
     task = Namespace(trains_experts=is_ours)
     told = left_out(Namespace(criterion=criterion), task, MoEConfig(**options))
     assert told is None if message is None else str(told).startswith(message)
+
+
+@pytest.mark.parametrize("gate", ["learned", "hash", "random"])
+def test_gates_without_scores_have_no_z_loss(gate: str) -> None:
+    options = Namespace(criterion="multitask_summed_loss", moe_z_loss_wt=0.001)
+    told = left_out(options, Namespace(trains_experts=True), MoEConfig(moe_gate=gate))
+    expected = f"--moe-z-loss-wt does nothing with --moe-gate {gate}, which has no scores"
+    assert told == (None if gate == "learned" else expected)

@@ -140,6 +140,8 @@ def left_out(args: Namespace, task: object, moe: MoEConfig) -> str | None:
             f"--criterion {criterion} leaves out the gate's losses, which keep the experts equally "
             f"busy: --criterion {SUMMED_LOSS} has them, with tasks of stock, too"
         )
+    if not moe.gate_is_learned and is_given(args, "moe_z_loss_wt"):
+        return f"--moe-z-loss-wt does nothing with --moe-gate {moe.moe_gate}, which has no scores"
     return None
 
 
