@@ -6,8 +6,9 @@ stays whole, Polish too (it is the text that the parallel data are made of, with
 translation). The MoE model is trained on translation (mt) alone, and with objectives added, their
 weights 1; each sees the same translation batches in as many updates, so those with more objectives
 have more compute. ELECTRA's discriminator has the weight 1, too. Of one seed are mt-twice,
-translation alone in twice the updates, and electra-50, with the discriminator's weight in ELECTRA's
-own paper. p is of sacreBLEU's paired bootstrap against translation alone, equal seed.
+translation alone in twice the updates, about the compute of mt,dae, and electra-50, with the
+discriminator's weight in ELECTRA's own paper. p is of sacreBLEU's paired bootstrap against
+translation alone, equal seed.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ def body(records: Records, scale: Scale) -> Report:
     seeds = SEEDS[: len(measured["mt"])]
     paths = {name: [one.path for one in several] for name, several in measured.items()}
     tests = quality.significance(paths, seeds, "mt", ALONE)
+    # Of about equal compute.
+    pair = {name: paths[name] for name in (TWICE, "mt,dae") if name in paths}
+    equal = quality.significance(pair, SEEDS[:1], TWICE, ALONE) if TWICE in pair else []
     columns = ["system", "seeds", *quality.COLUMNS, "deviation of BLEU all",
                *(f"BLEU {direction}" for direction in ALONE), "minutes"]  # fmt: skip
     rows = [row(name, several) for name, several in measured.items()]
@@ -53,8 +57,12 @@ def body(records: Records, scale: Scale) -> Report:
         tables=[
             Table("multitask", "BLEU and chrF++, means over seeds", columns, rows),
             quality.significance_table("multitask-significance", tests, "mt"),
+            *([quality.significance_table("multitask-compute", equal, TWICE)] if equal else []),
         ],
-        findings=[quality.finding(tests, name, "mt") for name in [*measured][1:]],
+        findings=[
+            *(quality.finding(tests, name, "mt") for name in [*measured][1:]),
+            *([quality.finding(equal, "mt,dae", TWICE)] if equal else []),
+        ],
         details={
             "updates": scale.pick(*UPDATES),
             "sentences": SENTENCES,
