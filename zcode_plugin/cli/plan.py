@@ -94,7 +94,8 @@ def _add_training_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=[*PRECISIONS],
         default="fp16",
-        help="numbers of the training (default: fp16)",
+        metavar="TYPE",
+        help=f"numbers of the training: {', '.join(PRECISIONS)} (default: fp16)",
     )
 
 
